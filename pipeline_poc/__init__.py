@@ -1,0 +1,1 @@
+"""API → MongoDB → Redis queue → MySQL, orchestrated by Dagster, with eight promises kept."""

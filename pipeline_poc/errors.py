@@ -1,0 +1,88 @@
+"""The errors of the pipeline.
+
+    PipelineError
+    ├── SettingsError           a setting is wrong; the message names it
+    ├── ServiceStartError       a local process could not be started
+    ├── TransientError          a retry may help: connection, timeout, deadlock, overload
+    │   └── ServiceUnavailable  a store or the source can't be reached or refuses the login
+    └── TerminalError           a retry never helps
+        ├── SourceAnswerError   the source answered with something that is no list of posts
+        ├── SchemaError         the relational schema is not the one this code needs
+        └── DataError           a store refuses data as such; alone, the record is quarantined
+
+Stores and the source raise only these: driver errors are translated inside their own module.
+"""
+
+import re
+
+
+class PipelineError(Exception):
+    """Base of every error that the pipeline raises on purpose; its text is fit for a person."""
+
+
+class SettingsError(PipelineError):
+    """A setting is missing, malformed or contradicts another one."""
+
+
+class ServiceStartError(PipelineError):
+    """A local process could not be started, or is in the way of one."""
+
+
+class TransientError(PipelineError):
+    """Something that may succeed when it is tried again."""
+
+    def __init__(self, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+        """Seconds that the other side asked us to wait, or None."""
+
+
+class ServiceUnavailable(TransientError):
+    """A store or the source can't be reached, times out, or refuses the login."""
+
+    def __init__(
+        self, service: str, setting: str, url: str, cause: object, *, retry_after_s: float | None = None
+    ) -> None:
+        reason = mask_secrets(" ".join(str(cause).split()))
+        super().__init__(
+            f"{service} at {mask_secrets(url)} ({setting}) is not available: {reason[:300]}",
+            retry_after_s=retry_after_s,
+        )
+        self.service = service
+        self.setting = setting
+
+
+class TerminalError(PipelineError):
+    """Something that fails in the same way however often it is tried."""
+
+
+class SourceAnswerError(TerminalError):
+    """The source answered, but not with a list of posts; names URL, status and the first bytes."""
+
+    def __init__(self, url: str, status: int, problem: str, body: bytes = b"") -> None:
+        shown = f"; the body begins {body[:80]!r}" if body else ""
+        super().__init__(f"{mask_secrets(url)} answered {status}: {problem}{shown}")
+        self.url = url
+        self.status = status
+
+
+class SchemaError(TerminalError):
+    """The relational schema is not the one that this version of the code needs."""
+
+
+class DataError(TerminalError):
+    """A store refuses the data itself: too long, out of range, not encodable, a constraint."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        """Reason code for the quarantine, such as ``relational_1406``."""
+
+
+_USERINFO = re.compile(r"(?<=://)([^/@\s:]*):(\S*)@")
+_SECRET_PARAMETERS = re.compile(r"(?i)([?&](?:password|token|key|api_key|apikey|secret)=)[^&\s]+")
+
+
+def mask_secrets(text: str) -> str:
+    """Return the text with the passwords of all URLs in it, and secret query values, as ``***``."""
+    return _SECRET_PARAMETERS.sub(r"\1***", _USERINFO.sub(r"\1:***@", text))

@@ -1,0 +1,223 @@
+"""Ingest: source → raw store. Validates, compares by content hash, writes only what differs."""
+
+import hashlib
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from pipeline_poc.clock import utc_now
+from pipeline_poc.errors import PipelineError, TerminalError
+from pipeline_poc.ledger import Ledger
+from pipeline_poc.posts import Post, RejectedRecord, content_hash, parse, reject, unknown_fields
+from pipeline_poc.raw_store import HashedPost, RawStore
+from pipeline_poc.source import Source
+
+logger = logging.getLogger(__name__)
+
+_ETAG_MAX_AGE = timedelta(hours=24)
+"""A source is asked for everything at least so often, whatever it says about changes."""
+_STATE_VERSION = 1
+"""To be raised when a post is parsed or hashed in another way: makes every ETag invalid."""
+
+
+@dataclass(slots=True)
+class IngestionResult:
+    """What an ingestion did: ``fetched = new + changed + unchanged + quarantined``.
+
+    Attributes:
+        not_modified: The source said that nothing changed since the last ingestion.
+        batches: Ids of the batches written.
+        reasons: Number of quarantined records by reason code.
+        unknown_fields: Number of records that had each field which a post does not have.
+    """
+
+    started_at: datetime = field(default_factory=utc_now)
+    fetched: int = 0
+    new: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    quarantined: int = 0
+    not_modified: bool = False
+    batches: list[str] = field(default_factory=list)
+    reasons: Counter[str] = field(default_factory=Counter)
+    unknown_fields: Counter[str] = field(default_factory=Counter)
+    duration_s: float = 0.0
+
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers under the names that logs, screens and metadata use."""
+        return {
+            "fetched": self.fetched,
+            "new": self.new,
+            "changed": self.changed,
+            "unchanged": self.unchanged,
+            "quarantined": self.quarantined,
+            "not_modified": self.not_modified,
+            "batches": len(self.batches),
+            "duration_s": round(self.duration_s, 3),
+        }
+
+
+@dataclass(slots=True)
+class ParsedBatch:
+    """Some of the source's records, validated, each id at most once.
+
+    Attributes:
+        repeated: Number of records that repeat, word for word, one that came before.
+    """
+
+    posts: dict[int, HashedPost] = field(default_factory=dict)
+    rejected: list[RejectedRecord] = field(default_factory=list)
+    repeated: int = 0
+
+
+def ingest(source: Source, raw_store: RawStore, ledger: Ledger, *, batch_size: int) -> IngestionResult:
+    """Bring the raw store to what the source serves now; idempotent.
+
+    Raises:
+        ServiceUnavailable: The source or MongoDB is away; what was stored until then is complete.
+        SourceAnswerError: The source answered with something else; nothing was stored.
+        TerminalError: The source served records, and none of them is a post.
+    """
+    result = IngestionResult()
+    for batch in read(source, raw_store, result, batch_size=batch_size):
+        store(batch, raw_store, ledger, result)
+    return result
+
+
+def read(source: Source, raw_store: RawStore, result: IngestionResult, *, batch_size: int) -> Iterator[ParsedBatch]:
+    """Fetch and yield batches of records to `store`, one at a time.
+
+    A batch counts as stored when the next one is asked for; when all are, the ETag is kept.
+    Raises as `ingest` does.
+    """
+    state_key = hashlib.blake2b(source.url.encode(), digest_size=16).hexdigest()
+    with source.fetch(_usable_etag(raw_store, state_key)) as answer:
+        result.not_modified = answer.not_modified
+        result.fetched = answer.count
+        seen = _SeenIds()
+        batch = ParsedBatch()
+        for record in answer.records():
+            _add(batch, record, result)
+            if len(batch.posts) + len(batch.rejected) >= batch_size:
+                yield _checked(batch, seen, raw_store)
+                batch = ParsedBatch()
+        if batch.posts or batch.rejected or batch.repeated:
+            yield _checked(batch, seen, raw_store)
+        _finish(result)
+        if not answer.not_modified:
+            values = {"etag": answer.etag, "ingestedAt": result.started_at, "version": _STATE_VERSION}
+            raw_store.save_state(state_key, {"url": source.shown_url, **values})
+
+
+def store(batch: ParsedBatch, raw_store: RawStore, ledger: Ledger, result: IngestionResult) -> None:
+    """Store what is new or changed of a batch: first the intent, then the posts, then the seal."""
+    now = utc_now()
+    raw_store.quarantine_records(batch.rejected, now)
+    result.quarantined += len(batch.rejected)
+    result.reasons.update(record.code for record in batch.rejected)
+
+    known = raw_store.versions(list(batch.posts))
+    pending = [post for post in batch.posts.values() if not post.is_stored(known)]
+    result.unchanged += len(batch.posts) - len(pending) + batch.repeated
+    if not pending:
+        return
+    batch_id = ledger.create(len(pending), now)
+    stored = raw_store.store(pending, known, batch_id, now)
+    if not ledger.seal(batch_id, stored.new + stored.changed):
+        # Somebody took this ingestion for dead and moved its posts on; the stragglers follow.
+        take_over(batch_id, now, raw_store, ledger)
+    result.batches.append(batch_id)
+    result.new += stored.new
+    result.changed += stored.changed
+    result.unchanged += stored.unchanged
+
+
+def take_over(batch_id: str, created_at: datetime, raw_store: RawStore, ledger: Ledger) -> int:
+    """Move what an ingestion stored, but never sealed, into a new batch, and abandon the old one.
+
+    Returns:
+        Number of posts moved. Repeating is safe: what comes late is moved the next time.
+    """
+    moved = 0
+    if raw_store.has_unmigrated(batch_id):
+        heir = ledger.create(0, created_at)
+        moved = raw_store.move(batch_id, heir)
+        ledger.seal(heir, moved)
+    ledger.abandon(batch_id)
+    return moved
+
+
+def _usable_etag(raw_store: RawStore, state_key: str) -> str | None:
+    state = raw_store.load_state(state_key)
+    if state.get("version") != _STATE_VERSION or utc_now() - state["ingestedAt"] > _ETAG_MAX_AGE:
+        return None
+    # Somebody may have emptied the store since.
+    return state.get("etag") if raw_store.has_posts() else None
+
+
+def _add(batch: ParsedBatch, record: Any, result: IngestionResult) -> None:
+    result.unknown_fields.update(unknown_fields(record))
+    post = parse(record)
+    if isinstance(post, RejectedRecord):
+        batch.rejected.append(post)
+        return
+    hashed = HashedPost(post, content_hash(post.external_id, post.user_id, post.title, post.body))
+    first = batch.posts.setdefault(post.external_id, hashed)
+    if first is hashed:
+        return
+    if first.content_hash == hashed.content_hash:
+        batch.repeated += 1
+    else:
+        batch.rejected.append(_conflict(post))
+
+
+def _checked(batch: ParsedBatch, seen: "_SeenIds", raw_store: RawStore) -> ParsedBatch:
+    """Take out of a batch what repeats or contradicts an earlier batch of the same answer."""
+    again = [external_id for external_id in batch.posts if seen.add(external_id)]
+    if again:
+        known = raw_store.versions(again)
+        for external_id in again:
+            hashed = batch.posts.pop(external_id)
+            if hashed.is_stored(known):
+                batch.repeated += 1
+            else:
+                batch.rejected.append(_conflict(hashed.post))
+    return batch
+
+
+def _conflict(post: Post) -> RejectedRecord:
+    message = f"id {post.external_id} came before in the same answer, with another content"
+    return reject(post.model_dump(by_alias=True), "conflicting_duplicate", message)
+
+
+def _finish(result: IngestionResult) -> None:
+    result.duration_s = (utc_now() - result.started_at).total_seconds()
+    accounted = result.new + result.changed + result.unchanged + result.quarantined
+    logger.info(
+        "ingestion finished",
+        extra=result.summary() | {"reasons": dict(result.reasons), "unknown_fields": dict(result.unknown_fields)},
+    )
+    if accounted != result.fetched:
+        raise PipelineError(f"{result.fetched} records were fetched, but {accounted} are accounted for")
+    if result.fetched and result.quarantined == result.fetched:
+        reasons = ", ".join(f"{code}: {count}" for code, count in result.reasons.most_common())
+        raise TerminalError(f"All {result.fetched} records of the source were quarantined ({reasons})")
+
+
+class _SeenIds:
+    """A set of ids that takes a bit for each where they are dense."""
+
+    _PAGE_BITS = 10
+
+    def __init__(self) -> None:
+        self._pages: dict[int, int] = {}
+
+    def add(self, external_id: int) -> bool:
+        """Add an id; return whether it was there already."""
+        page, bit = external_id >> self._PAGE_BITS, 1 << (external_id & ((1 << self._PAGE_BITS) - 1))
+        bits = self._pages.get(page, 0)
+        self._pages[page] = bits | bit
+        return bool(bits & bit)

@@ -1,0 +1,180 @@
+"""The batch ledger: which posts were stored together, and whether they are migrated.
+
+The backlog *is* the open batches. A batch lives like this:
+
+    filling ──seal──▶ open ──close──▶ closed (expires)
+       │                └───bury───▶ dead ──reopen──▶ open
+       └──abandon──▶ abandoned ──close──▶ closed
+
+A batch whose ingestion died is abandoned: its posts move to an heir, and for an hour it is
+watched for stragglers, in case its ingestion was only slow.
+
+A batch is written before its posts and sealed after them. Only a sealed batch is migrated, so
+what a worker reads of it is all that it will ever hold: posts leave a batch (for a newer one),
+but never join it. That makes "mark everything of batch B" safe.
+"""
+
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from pymongo import ASCENDING, DESCENDING, ReturnDocument
+
+from pipeline_poc.mongo import Document, Mongo
+
+State = Literal["filling", "open", "dead", "abandoned", "closed"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A batch as the ledger holds it.
+
+    Attributes:
+        id: Also the id of its job; sorts by time of creation.
+        size: Number of posts that it was created for.
+        attempts: Executions that have begun, over all jobs of this batch.
+        started_at: Begin of the latest execution.
+        heartbeat_at: Last sign of life of the latest execution.
+    """
+
+    id: str
+    state: State
+    size: int
+    created_at: datetime
+    attempts: int
+    started_at: datetime | None
+    heartbeat_at: datetime | None
+    error: str | None
+
+    def silent_s(self, now: datetime) -> float:
+        """Seconds since the last sign of life of its execution; 0 where none has begun."""
+        last = self.heartbeat_at or self.started_at
+        return (now - last).total_seconds() if last else 0.0
+
+
+class Ledger:
+    """The collection ``batches``. Every method is safe to repeat and to run in several processes.
+
+    Raises (every method):
+        ServiceUnavailable: MongoDB can't be reached.
+    """
+
+    def __init__(self, mongo: Mongo, *, retention_s: int) -> None:
+        self._mongo = mongo
+        self._batches = mongo.database["batches"]
+        self._retention_s = retention_s
+
+    def ensure_indexes(self) -> None:
+        """Create what is missing of the indexes."""
+        with self._mongo.translated():
+            self._batches.create_index([("state", ASCENDING), ("createdAt", ASCENDING)])
+            self._batches.create_index("closedAt", expireAfterSeconds=self._retention_s)
+
+    def create(self, size: int, at: datetime) -> str:
+        """Write down the intent to store so many posts together; returns the batch's id.
+
+        Which posts they are stands in one place: each carries the id of its batch.
+        """
+        batch_id = f"{at:%Y%m%dT%H%M%S}{at.microsecond // 1000:03d}-{secrets.token_hex(4)}"
+        with self._mongo.translated():
+            self._batches.insert_one(
+                {
+                    "_id": batch_id,
+                    "state": "filling",
+                    "size": size,
+                    "createdAt": at,
+                    "attempts": 0,
+                }
+            )
+        return batch_id
+
+    def seal(self, batch_id: str, size: int) -> bool:
+        """Open a batch whose posts, so many, are all stored; False if it was abandoned meanwhile."""
+        return self._move(batch_id, "filling", {"$set": {"state": "open", "size": size}})
+
+    def abandon(self, batch_id: str) -> bool:
+        """Give up on a batch that was never sealed; False if it was sealed after all."""
+        return self._move(batch_id, "filling", {"$set": {"state": "abandoned"}})
+
+    def close(self, batch_id: str, at: datetime, outcome: dict[str, Any]) -> bool:
+        """Close a batch of which nothing is left to do, noting its outcome: counts and timings."""
+        done = {"$set": {"state": "closed", "closedAt": at, **outcome}, "$unset": {"error": ""}}
+        return self._move(batch_id, {"$ne": "closed"}, done)
+
+    def bury(self, batch_id: str, at: datetime, error: str) -> bool:
+        """Take a batch out of the backlog's way until a person looks at it: a dead letter."""
+        return self._move(batch_id, "open", {"$set": {"state": "dead", "diedAt": at, "error": error}})
+
+    def reopen(self, batch_id: str) -> bool:
+        """Put a dead batch back into the backlog."""
+        return self._move(batch_id, "dead", {"$set": {"state": "open"}, "$unset": {"diedAt": "", "error": ""}})
+
+    def start(self, batch_id: str, worker: str, at: datetime) -> Batch | None:
+        """Begin an execution of an open batch; None where there is none to execute."""
+        with self._mongo.translated():
+            document = self._batches.find_one_and_update(
+                {"_id": batch_id, "state": "open"},
+                {"$inc": {"attempts": 1}, "$set": {"startedAt": at, "heartbeatAt": at, "worker": worker}},
+                return_document=ReturnDocument.AFTER,
+            )
+        return _batch(document) if document else None
+
+    def heartbeat(self, batch_id: str, worker: str, at: datetime) -> None:
+        """Show that this worker is still executing the batch."""
+        with self._mongo.translated():
+            self._batches.update_one({"_id": batch_id, "worker": worker}, {"$set": {"heartbeatAt": at}})
+
+    def note_failure(self, batch_id: str, error: str) -> None:
+        """Keep the text of the last error of an open batch, and end its execution's heartbeat."""
+        self._move(batch_id, "open", {"$set": {"error": error}, "$unset": {"heartbeatAt": "", "startedAt": ""}})
+
+    def get(self, batch_id: str) -> Batch | None:
+        """Look a batch up."""
+        with self._mongo.translated():
+            document = self._batches.find_one({"_id": batch_id})
+        return _batch(document) if document else None
+
+    def batches(self, state: State, *, limit: int = 0) -> list[Batch]:
+        """List the batches in a state, oldest first; limit 0 means all."""
+        with self._mongo.translated():
+            cursor = self._batches.find({"state": state})
+            return [_batch(document) for document in cursor.sort("createdAt", ASCENDING).limit(limit)]
+
+    def oldest_waiting(self) -> datetime | None:
+        """Return when the oldest batch of the backlog was created; None where there is no backlog."""
+        backlog: tuple[State, ...] = ("filling", "open", "dead")
+        times = [batch.created_at for state in backlog for batch in self.batches(state, limit=1)]
+        return min(times, default=None)
+
+    def last_closed(self) -> datetime | None:
+        """Return when a batch was last completed."""
+        with self._mongo.translated():
+            document = self._batches.find_one({"state": "closed"}, {"closedAt": True}, sort=[("closedAt", DESCENDING)])
+        return document["closedAt"] if document else None
+
+    def waiting_ids(self) -> set[str]:
+        """Return the ids of all batches that are not closed."""
+        with self._mongo.translated():
+            cursor = self._batches.find({"state": {"$in": list(_WAITING)}}, {"_id": True})
+            return {document["_id"] for document in cursor}
+
+    def _move(self, batch_id: str, state: State | Document, update: Document) -> bool:
+        with self._mongo.translated():
+            return self._batches.update_one({"_id": batch_id, "state": state}, update).modified_count == 1
+
+
+_WAITING: tuple[State, ...] = ("filling", "open", "dead", "abandoned")
+
+
+def _batch(document: Document) -> Batch:
+    return Batch(
+        id=document["_id"],
+        state=document["state"],
+        size=document["size"],
+        created_at=document["createdAt"],
+        attempts=document["attempts"],
+        started_at=document.get("startedAt"),
+        heartbeat_at=document.get("heartbeatAt"),
+        error=document.get("error"),
+    )

@@ -1,0 +1,99 @@
+"""The connection to MongoDB, shared by the raw store and the ledger, and its errors in our words."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from pymongo import MongoClient, WriteConcern, errors
+from pymongo.database import Database
+
+from pipeline_poc.errors import DataError, ServiceUnavailable, SettingsError, mask_secrets
+
+Document = dict[str, Any]
+
+_NAME = "MongoDB"
+_SETTING = "MONGO_URL"
+_LOGIN_CODES = {13, 18, 8000}
+"""Unauthorized, AuthenticationFailed, AtlasError."""
+_TRANSIENT_CODES = {6, 7, 24, 50, 64, 89, 91, 112, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436}
+"""Host unreachable, timeouts, write conflict, shut down, stepped down, interrupted, not primary."""
+
+
+class Mongo:
+    """A database on a MongoDB server; write concern majority and journal, times aware and UTC.
+
+    Args:
+        url: The server, ``mongodb://…`` or ``mongodb+srv://…``; may hold a password.
+        database: Name of the database.
+        timeout_s: Longest wait to find and connect to a server, in seconds.
+    """
+
+    def __init__(self, url: str, database: str, *, timeout_s: float) -> None:
+        self._url = url
+        timeout_ms = int(timeout_s * 1000)
+        try:
+            self._client: MongoClient[Document] = MongoClient(
+                url,
+                serverSelectionTimeoutMS=timeout_ms,
+                connectTimeoutMS=timeout_ms,
+                # A bulk write of 1,000 or an index build takes its time; a dead peer must not hang a worker.
+                socketTimeoutMS=60_000,
+                tz_aware=True,
+                appname="pipeline_poc",
+                connect=False,
+            )
+            self.database: Database[Document] = self._client.get_database(
+                database, write_concern=WriteConcern(w="majority", j=True)
+            )
+        except (errors.PyMongoError, ValueError) as error:
+            raise SettingsError(f"{_SETTING} {mask_secrets(url)} is not valid: {error}") from None
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without secrets, fit for logs and screens."""
+        return mask_secrets(self._url)
+
+    def ping(self) -> None:
+        """Check that the server answers and accepts the login.
+
+        Raises:
+            ServiceUnavailable: It does not.
+        """
+        with self.translated():
+            self.database.command("ping")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Raise the driver's errors as errors of the pipeline.
+
+        Raises:
+            ServiceUnavailable: Network, time-out, elections, overload, refused login.
+            DataError: The server refuses the data.
+        """
+        try:
+            yield
+        except errors.PyMongoError as error:
+            if _is_transient(error):
+                raise ServiceUnavailable(_NAME, _SETTING, self._url, _reason(error)) from error
+            raise DataError("raw_store_refused", f"{_NAME} refused: {mask_secrets(str(error))[:300]}") from error
+
+
+def _is_transient(error: errors.PyMongoError) -> bool:
+    if isinstance(error, (errors.ConnectionFailure, errors.ExecutionTimeout, errors.WTimeoutError)):
+        return True
+    if isinstance(error, errors.BulkWriteError):
+        return bool(error.details.get("writeConcernErrors")) and not error.details.get("writeErrors")
+    if isinstance(error, errors.OperationFailure):
+        return error.code in _LOGIN_CODES | _TRANSIENT_CODES or error.has_error_label("RetryableWriteError")
+    return isinstance(error, errors.ConfigurationError)
+
+
+def _reason(error: errors.PyMongoError) -> str:
+    if isinstance(error, errors.OperationFailure) and error.code in _LOGIN_CODES:
+        return f"the login is refused ({error.details.get('errmsg', error) if error.details else error})"
+    # The driver appends the whole topology to the text.
+    return str(error).split(", Timeout:")[0].split(" (configured timeouts:")[0]

@@ -1,0 +1,64 @@
+"""Jobs, the ingestion's schedule, and the sensor that enqueues the backlog."""
+
+from dagster import (
+    DagsterRunStatus,
+    DefaultScheduleStatus,
+    DefaultSensorStatus,
+    ResourceParam,
+    RunRequest,
+    RunsFilter,
+    ScheduleEvaluationContext,
+    SkipReason,
+    define_asset_job,
+    schedule,
+    sensor,
+)
+
+from pipeline_poc.orchestration.assets import migrated_posts, raw_posts
+from pipeline_poc.services import Services
+
+_UNDER_WAY = [
+    DagsterRunStatus.QUEUED,
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
+_SENSOR_INTERVAL_S = 3
+"""Below the five seconds of the daemon's own pace, so that every round of it ticks."""
+
+ingest_posts = define_asset_job(
+    "ingest_posts", selection=[raw_posts], description="Ingest the source into the raw store."
+)
+migrate_posts = define_asset_job(
+    "migrate_posts",
+    selection=[migrated_posts],
+    description="Migrate the whole backlog in one run, past the queue and its workers.",
+)
+
+
+@schedule(
+    job=ingest_posts,
+    cron_schedule="*/10 * * * *",
+    execution_timezone="UTC",
+    default_status=DefaultScheduleStatus.RUNNING,
+)
+def ingest_every_ten_minutes(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
+    """Ingest every ten minutes, but never beside an ingestion that is still under way."""
+    runs = context.instance.get_runs(RunsFilter(job_name=ingest_posts.name, statuses=_UNDER_WAY), limit=1)
+    if runs:
+        return SkipReason(f"run {runs[0].run_id} is still under way")
+    return RunRequest()
+
+
+@sensor(
+    minimum_interval_seconds=_SENSOR_INTERVAL_S,
+    default_status=DefaultSensorStatus.RUNNING,
+)
+def enqueue_backlog(services: ResourceParam[Services]) -> SkipReason:
+    """Put the backlog on the migration queue, a window at a time, and mend what outages left.
+
+    A tick launches no run, so that Dagster calls it skipped; its reason says what it did. A
+    tick that can't reach MongoDB or Redis fails.
+    """
+    return SkipReason(services.tick().sentence())

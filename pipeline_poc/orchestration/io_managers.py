@@ -1,0 +1,87 @@
+"""One IO manager a store. They move values; what a value means is the use cases' matter."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from dagster import ConfigurableIOManager, Failure, InputContext, OutputContext, ResourceDependency
+
+from pipeline_poc import ingestion, migration
+from pipeline_poc.clock import utc_now
+from pipeline_poc.errors import PipelineError
+from pipeline_poc.orchestration.metadata import ingestion_metadata, migration_metadata, preview
+from pipeline_poc.orchestration.streams import Backlog, PostStream, RowStream
+from pipeline_poc.relational_store import RowState
+from pipeline_poc.services import Services
+
+_PREVIEW_ROWS = 5
+
+
+class RawStoreIOManager(ConfigurableIOManager):
+    """Stores posts in MongoDB; loads them as the backlog that waits there."""
+
+    services: ResourceDependency[Services]
+
+    def handle_output(self, context: OutputContext, obj: PostStream) -> None:
+        """Store every batch of the stream."""
+        services = self.services
+        with _plain_failures():
+            for batch in obj.batches:
+                ingestion.store(batch, services.raw_store, services.ledger, obj.result)
+                context.log.info("stored %s of %s records", _accounted(obj.result), obj.result.fetched)
+            counts = services.raw_store.counts()
+            oldest = services.ledger.oldest_waiting()
+        context.add_output_metadata(
+            ingestion_metadata(obj.result)
+            | {
+                "dagster/row_count": counts.stored,
+                "backlog": counts.backlog,
+                "lag_s": (utc_now() - oldest).total_seconds() if oldest else 0.0,
+                "preview": preview(
+                    services.raw_store.sample(_PREVIEW_ROWS), ["externalId", "userId", "title", "body", "migrated"]
+                ),
+            }
+        )
+
+    def load_input(self, context: InputContext) -> Backlog:  # noqa: ARG002 - Dagster's signature
+        """Return what is stored and not migrated yet."""
+        return Backlog(migration.open_batches(self.services.ledger))
+
+
+class RelationalStoreIOManager(ConfigurableIOManager):
+    """Writes rows to the relational store; loads them as a stream."""
+
+    services: ResourceDependency[Services]
+
+    def handle_output(self, context: OutputContext, obj: RowStream) -> None:
+        """Write every batch of the stream."""
+        store = self.services.relational_store
+        with _plain_failures(), closing(obj.batches):
+            for batch in obj.batches:
+                migration.write(batch, store)
+                context.log.info("wrote batch %s: %s posts", batch.batch.id, len(batch.posts))
+        context.add_output_metadata(
+            migration_metadata(obj.result)
+            | {
+                "dagster/row_count": store.count(),
+                "preview": preview(
+                    store.sample(_PREVIEW_ROWS), ["externalId", "userId", "title", "body", "migratedAt"]
+                ),
+            }
+        )
+
+    def load_input(self, context: InputContext) -> Iterator[RowState]:  # noqa: ARG002 - Dagster's signature
+        """Stream the rows by id."""
+        return self.services.relational_store.rows()
+
+
+@contextmanager
+def _plain_failures() -> Iterator[None]:
+    """Let a run fail with the pipeline's own sentence at its head."""
+    try:
+        yield
+    except PipelineError as error:
+        raise Failure(str(error)) from error
+
+
+def _accounted(result: ingestion.IngestionResult) -> int:
+    return result.new + result.changed + result.unchanged + result.quarantined

@@ -1,0 +1,72 @@
+"""Tells Dagster what workers migrated: runless materializations of ``migrated_posts``, aggregated."""
+
+import logging
+import threading
+from types import TracebackType
+from typing import Self
+
+from dagster import AssetMaterialization, DagsterError, DagsterInstance
+
+from pipeline_poc.migration import MigrationResult
+from pipeline_poc.orchestration.metadata import migration_metadata
+
+logger = logging.getLogger(__name__)
+
+ASSET = "migrated_posts"
+
+_INTERVAL_S = 5.0
+"""Dagster's event log must not grow with the rows: one report in so many seconds at most."""
+
+
+class Reporter:
+    """Collects results and reports their sum now and then, and once more when it is closed.
+
+    Without DAGSTER_HOME there is nobody to tell. A report that fails is made with the next one.
+    """
+
+    def __init__(self, interval_s: float = _INTERVAL_S) -> None:
+        self._interval_s = interval_s
+        self._lock = threading.Lock()
+        self._sum: MigrationResult | None = None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
+        try:
+            self._instance: DagsterInstance | None = DagsterInstance.get()
+        except DagsterError:
+            self._instance = None
+            logger.info("no reports to Dagster: DAGSTER_HOME is not set")
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+        self._report()
+
+    def add(self, result: MigrationResult) -> None:
+        """Take a result into the next report."""
+        if result.batches and self._instance is not None:
+            with self._lock:
+                if self._sum is None:
+                    self._sum = MigrationResult()
+                self._sum.add(result)
+
+    def _run(self) -> None:
+        while not self._done.wait(self._interval_s):
+            self._report()
+
+    def _report(self) -> None:
+        with self._lock:
+            result, self._sum = self._sum, None
+        if result is None or self._instance is None:
+            return
+        try:
+            event = AssetMaterialization(ASSET, description="by workers", metadata=migration_metadata(result))
+            self._instance.report_runless_asset_event(event)
+        except Exception as error:  # noqa: BLE001 - whatever Dagster's storage raises, the posts are migrated
+            logger.warning("report to Dagster failed", extra={"error": f"{type(error).__name__}: {error}"})
+            self.add(result)

@@ -1,0 +1,168 @@
+"""Reconcile: compare the raw store with the relational store, post by post, by content hash.
+
+Both are streamed by id and merged, in flat memory. What looks wrong is looked at again, since
+posts and rows may move while they are compared; only what stays wrong is reported.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal
+
+from pipeline_poc.clock import utc_now
+from pipeline_poc.ledger import Ledger
+from pipeline_poc.raw_store import PostState, RawStore
+from pipeline_poc.relational_store import RelationalStore, RowState
+
+logger = logging.getLogger(__name__)
+
+Fault = Literal["missing", "extra", "stale", "wrongly_flagged"]
+FAULTS: tuple[Fault, ...] = ("missing", "extra", "stale", "wrongly_flagged")
+"""
+missing          flagged migrated, but there is no row
+extra            a row without a post
+stale            flagged migrated, but the row has another content
+wrongly_flagged  not migrated, not quarantined, and in no batch that anybody will migrate; or the
+                 stored content hash is not that of the content
+"""
+
+_SECOND_LOOKS = 3
+_SECOND_LOOK_AFTER_S = 0.5
+_SUSPECTS_MAX = 10_000
+"""Faults beyond so many are counted as they are seen, without a second look."""
+
+
+@dataclass(slots=True)
+class Reconciliation:
+    """The comparison's outcome; ``stored = migrated + backlog + quarantined``.
+
+    Attributes:
+        rows: Rows in the relational store.
+        faults: Ids by kind of fault, ascending.
+    """
+
+    started_at: datetime = field(default_factory=utc_now)
+    stored: int = 0
+    migrated: int = 0
+    backlog: int = 0
+    quarantined: int = 0
+    rows: int = 0
+    faults: dict[Fault, list[int]] = field(default_factory=lambda: {fault: [] for fault in FAULTS})
+    duration_s: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        """Whether every post is where it says it is."""
+        return not any(self.faults.values())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the outcome with the ids of all faults, as JSON values."""
+        return self.summary() | {"ids": self.faults}
+
+    def summary(self) -> dict[str, Any]:
+        """Return the numbers under the names that logs, screens and metadata use."""
+        return {
+            "ok": self.ok,
+            "stored": self.stored,
+            "migrated": self.migrated,
+            "backlog": self.backlog,
+            "quarantined": self.quarantined,
+            "rows": self.rows,
+            **{fault: len(ids) for fault, ids in self.faults.items()},
+            "duration_s": round(self.duration_s, 3),
+        }
+
+
+def reconcile(
+    raw_store: RawStore,
+    ledger: Ledger,
+    relational_store: RelationalStore,
+    *,
+    on_progress: Callable[[int], None] = lambda _: None,
+) -> Reconciliation:
+    """Compare all posts with all rows; writes nothing.
+
+    Args:
+        raw_store: The truth.
+        ledger: Says which posts will still be migrated.
+        relational_store: Is compared.
+        on_progress: Called now and then with the number of ids compared so far.
+
+    Raises:
+        ServiceUnavailable: A store is away.
+    """
+    result = Reconciliation()
+    waiting = ledger.waiting_ids()
+    for compared, (external_id, post, row) in enumerate(_merge(raw_store.states(), relational_store.rows()), start=1):
+        result.stored += post is not None
+        result.rows += row is not None
+        if post is not None:
+            result.migrated += post.migrated
+            result.quarantined += post.quarantined and not post.migrated
+            result.backlog += not post.migrated and not post.quarantined
+        fault = _fault(post, row, waiting)
+        if fault is not None:
+            result.faults[fault].append(external_id)
+        if compared % 1000 == 0:
+            on_progress(compared)
+    _look_again(result, raw_store, ledger, relational_store)
+    result.duration_s = (utc_now() - result.started_at).total_seconds()
+    logger.info("reconciled", extra=result.summary() | {f"{name}_ids": ids[:20] for name, ids in result.faults.items()})
+    return result
+
+
+def _look_again(result: Reconciliation, raw_store: RawStore, ledger: Ledger, relational_store: RelationalStore) -> None:
+    for _ in range(_SECOND_LOOKS):
+        suspects = sorted({external_id for ids in result.faults.values() for external_id in ids})
+        if not suspects or len(suspects) > _SUSPECTS_MAX:
+            return
+        time.sleep(_SECOND_LOOK_AFTER_S)
+        waiting = ledger.waiting_ids()
+        again: dict[Fault, list[int]] = {fault: [] for fault in FAULTS}
+        for external_id, post, row in _merge(raw_store.states(suspects), relational_store.rows(suspects)):
+            fault = _fault(post, row, waiting)
+            if fault is not None:
+                again[fault].append(external_id)
+        result.faults = again
+
+
+def _fault(post: PostState | None, row: RowState | None, waiting: set[str]) -> Fault | None:
+    if post is None:
+        return "extra"
+    if post.migrated:
+        if row is None:
+            return "missing"
+        if row.content_hash != post.content_hash:
+            return "stale"
+        return "wrongly_flagged" if post.quarantined or not post.hash_is_right else None
+    if post.quarantined:
+        return None
+    # A post in no batch yet is adopted by the next tick; one in a finished batch is lost.
+    orphaned = post.batch_id is not None and post.batch_id not in waiting
+    return "wrongly_flagged" if orphaned or not post.hash_is_right else None
+
+
+def _merge(
+    posts: Iterable[PostState], rows: Iterable[RowState]
+) -> Iterator[tuple[int, PostState | None, RowState | None]]:
+    """Join two streams that ascend by id; yields every id once, with what each stream has of it."""
+    post_stream, row_stream = iter(posts), iter(rows)
+    post, row = next(post_stream, None), next(row_stream, None)
+    while post is not None and row is not None:
+        if post.external_id < row.external_id:
+            yield post.external_id, post, None
+            post = next(post_stream, None)
+        elif row.external_id < post.external_id:
+            yield row.external_id, None, row
+            row = next(row_stream, None)
+        else:
+            yield post.external_id, post, row
+            post, row = next(post_stream, None), next(row_stream, None)
+    while post is not None:
+        yield post.external_id, post, None
+        post = next(post_stream, None)
+    while row is not None:
+        yield row.external_id, None, row
+        row = next(row_stream, None)

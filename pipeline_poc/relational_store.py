@@ -1,0 +1,326 @@
+"""The relational store: one row a post in ``migrated_posts``, on MySQL, MariaDB or SQLite.
+
+Rows are written with one guarded upsert: a row never goes back to an older version of its post,
+whatever is retried, repeated or overtaken. Times are UTC without fractions.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import mysql, sqlite
+from sqlalchemy.engine import make_url
+
+from pipeline_poc.errors import DataError, SchemaError, ServiceUnavailable, SettingsError, mask_secrets
+from pipeline_poc.posts import StoredPost, content_hash
+
+logger = logging.getLogger(__name__)
+
+SCHEMA_VERSION = "0001"
+"""The Alembic revision that this code needs."""
+
+_NAME = "The relational store"
+_SETTING = "SQL_URL"
+_ROWS = 1000
+"""Rows in one statement and transaction; more gain nothing."""
+
+metadata = sa.MetaData()
+_big_key = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+migrated_posts = sa.Table(
+    "migrated_posts",
+    metadata,
+    sa.Column("id", _big_key, primary_key=True, autoincrement=True),
+    sa.Column("externalId", sa.Integer, nullable=False, unique=True),
+    sa.Column("userId", sa.Integer, nullable=False),
+    sa.Column("title", sa.Text, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Column("ingestedAt", sa.DateTime, nullable=False),
+    sa.Column("migratedAt", sa.DateTime, nullable=False),
+    sa.Column("createdAt", sa.DateTime, nullable=False, server_default=sa.text("CURRENT_TIMESTAMP")),
+    sa.Column(
+        "updatedAt",
+        sa.DateTime,
+        nullable=False,
+        server_default=sa.text("CURRENT_TIMESTAMP"),
+        server_onupdate=sa.FetchedValue(),
+    ),
+    sa.Column("contentHash", sa.CHAR(32), nullable=True),
+    sa.Column("version", sa.BigInteger, nullable=True),
+    mysql_charset="utf8mb4",
+)
+"""``contentHash`` and ``version`` are null in rows that the replaced service wrote."""
+
+_WRITTEN = ("externalId", "userId", "title", "body", "ingestedAt", "migratedAt", "contentHash", "version")
+_UPDATED = ("userId", "title", "body", "migratedAt", "contentHash", "version")
+
+
+COLUMNS = {
+    "id": "surrogate key; may have gaps",
+    "externalId": "the post's id in the source",
+    "userId": "the author's id in the source",
+    "title": "the post's title",
+    "body": "the post's text",
+    "ingestedAt": "when the post first arrived, UTC",
+    "migratedAt": "when this version was written, UTC",
+    "createdAt": "when the row was made, by the server's clock",
+    "updatedAt": "when the row last changed, by the server's clock",
+    "contentHash": "digest of the four values of the source",
+    "version": "grows with each content of the post; older versions never overwrite newer ones",
+}
+"""What each column means."""
+
+
+def column_types() -> dict[str, str]:
+    """Return the SQL type of each column."""
+    return {column.name: str(column.type) for column in migrated_posts.columns}
+
+
+@dataclass(frozen=True, slots=True)
+class RowState:
+    """A row as reconciliation sees it; the hash is that of the values it holds now."""
+
+    external_id: int
+    content_hash: str
+    version: int
+
+
+class RelationalStore:
+    """The table ``migrated_posts``.
+
+    Args:
+        url: SQLAlchemy URL of a MySQL, MariaDB or SQLite database; may hold a password.
+        timeout_s: Longest wait for a connection, in seconds.
+
+    Raises (every method):
+        ServiceUnavailable: The store can't be reached, refuses the login or is out of order.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        self._url = url
+        try:
+            parsed = make_url(url)
+        except (sa.exc.ArgumentError, ValueError) as error:
+            raise SettingsError(f"{_SETTING} {mask_secrets(url)} is not valid: {mask_secrets(str(error))}") from None
+        if parsed.drivername in ("mysql", "mariadb"):
+            parsed = parsed.set(drivername=f"{parsed.drivername}+pymysql")
+        self._engine = _sqlite_engine(parsed, timeout_s) if _is_sqlite(parsed) else _mysql_engine(parsed, timeout_s)
+        self._upsert: str | None = None
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without secrets, fit for logs and screens."""
+        return mask_secrets(self._url)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._engine.dispose()
+
+    def ping(self) -> None:
+        """Check that the store answers and accepts the login."""
+        with self._translated(), self._engine.connect() as connection:
+            connection.execute(sa.text("SELECT 1"))
+
+    def ensure_schema(self) -> None:
+        """Create or upgrade the table where needed; safe with several processes at once.
+
+        Raises:
+            SchemaError: The schema is newer than this code.
+        """
+        if self._schema_is_current():
+            return
+        from pipeline_poc.migrations import upgrade  # noqa: PLC0415 - Alembic is needed once in the life of a database
+
+        with self._translated():
+            if not _is_sqlite(self._engine.url):
+                with self._engine.connect() as connection:
+                    connection.execute(sa.text("SELECT GET_LOCK('pipeline_poc_schema', 60)"))
+                    if not self._schema_is_current():
+                        upgrade(self._engine)
+                    connection.execute(sa.text("SELECT RELEASE_LOCK('pipeline_poc_schema')"))
+                return
+            try:
+                upgrade(self._engine)
+            except sa.exc.OperationalError:
+                # SQLite has no such lock: another process may be at it, then the outcome is the same.
+                time.sleep(1.0)
+                if not self._schema_is_current():
+                    raise
+
+    def _schema_is_current(self) -> bool:
+        with self._translated(), self._engine.connect() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return False
+            version = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+        if version is not None and version > SCHEMA_VERSION:
+            raise SchemaError(
+                f"The schema in {self.shown_url} has version {version}, this code knows up to {SCHEMA_VERSION}: "
+                "use the newer pipeline_poc that upgraded it"
+            )
+        return version == SCHEMA_VERSION
+
+    def write(self, posts: Sequence[StoredPost], at: datetime) -> dict[int, tuple[str, str]]:
+        """Upsert posts, sorted by id, in transactions of 1,000; older versions never win.
+
+        Args:
+            posts: At most one version of each post.
+            at: Becomes ``migratedAt``.
+
+        Returns:
+            Reason code and message for each id that the store refuses; all others are committed.
+        """
+        refused: dict[int, tuple[str, str]] = {}
+        for start in range(0, len(posts), _ROWS):
+            self._write_or_split(posts[start : start + _ROWS], _text(at), refused)
+        return refused
+
+    def _write_or_split(self, posts: Sequence[StoredPost], at: str, refused: dict[int, tuple[str, str]]) -> None:
+        try:
+            self._write_chunk(posts, at)
+        except DataError as error:
+            if len(posts) == 1:
+                refused[posts[0].external_id] = (error.code, str(error))
+                return
+            middle = len(posts) // 2
+            self._write_or_split(posts[:middle], at, refused)
+            self._write_or_split(posts[middle:], at, refused)
+
+    def _write_chunk(self, posts: Sequence[StoredPost], at: str) -> None:
+        # Driver SQL with tuples: SQLAlchemy's own execution costs twice the time of the driver's.
+        rows = [
+            (p.external_id, p.user_id, p.title, p.body, _text(p.ingested_at), at, p.content_hash, p.version)
+            for p in posts
+        ]
+        if self._upsert is None:
+            self._upsert = _upsert_sql(self._engine.dialect)
+        with self._translated(), self._engine.begin() as connection:
+            connection.exec_driver_sql(self._upsert, rows)
+
+    def count(self) -> int:
+        """Count the rows."""
+        with self._translated(), self._engine.connect() as connection:
+            return connection.execute(sa.select(sa.func.count()).select_from(migrated_posts)).scalar_one()
+
+    def sample(self, limit: int) -> list[dict[str, Any]]:
+        """Return the rows with the lowest ids, column by column."""
+        query = sa.select(migrated_posts).order_by(migrated_posts.c.externalId).limit(limit)
+        with self._translated(), self._engine.connect() as connection:
+            return [dict(row) for row in connection.execute(query).mappings()]
+
+    def rows(self, external_ids: Sequence[int] | None = None, *, page: int = 5000) -> Iterator[RowState]:
+        """Stream the rows, or those of these posts, by id; memory is bounded by a page."""
+        table = migrated_posts.c
+        query = sa.select(table.externalId, table.userId, table.title, table.body, table.version)
+        if external_ids is not None:
+            query = query.where(table.externalId.in_(external_ids))
+        last = -(2**31)
+        while True:
+            part = query.where(table.externalId > last).order_by(table.externalId).limit(page)
+            with self._translated(), self._engine.connect() as connection:
+                found = connection.execute(part).all()
+            for external_id, user_id, title, body, version in found:
+                yield RowState(external_id, content_hash(external_id, user_id, title, body), version or 0)
+            if len(found) < page:
+                return
+            last = found[-1][0]
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (UnicodeError, OverflowError) as error:
+            raise DataError("relational_encoding", f"the value can't be encoded: {error}") from error
+        except sa.exc.DBAPIError as error:
+            code, reason = _code_and_reason(error)
+            if isinstance(error, (sa.exc.DataError, sa.exc.IntegrityError)) or code in _DATA_CODES:
+                raise DataError(f"relational_{code}", f"the relational store refuses it: {reason}") from error
+            raise self._unavailable(reason) from error
+        except sa.exc.TimeoutError as error:
+            raise self._unavailable("no connection became free in time") from error
+
+    def _unavailable(self, reason: object) -> ServiceUnavailable:
+        return ServiceUnavailable(_NAME, _SETTING, self._url, reason)
+
+
+_DATA_CODES = {1153, 1264, 1366, 1406, 3140, 3819, 4025}
+"""Packet too large, out of range, incorrect string, too long, bad JSON, CHECK violated (MySQL, MariaDB).
+
+Drivers file some of them under operational errors. Every error that is not about data heals by
+itself once the store is in order, so it counts as an outage, never as a reason for quarantine.
+"""
+
+
+def _code_and_reason(error: sa.exc.DBAPIError) -> tuple[str | int, str]:
+    original = error.orig
+    name = getattr(original, "sqlite_errorname", None)
+    if name:
+        return str(name).lower(), str(original)
+    args = original.args if original is not None else ()
+    if args and isinstance(args[0], int):
+        # PyMySQL wraps the reason of a failed connection in prose of its own.
+        return args[0], " ".join(str(part) for part in args[1:]) or str(original)
+    return type(original).__name__.lower(), str(original)
+
+
+def _is_sqlite(url: sa.URL) -> bool:
+    return url.get_backend_name() == "sqlite"
+
+
+def _mysql_engine(url: sa.URL, timeout_s: float) -> sa.Engine:
+    return sa.create_engine(
+        url,
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        pool_timeout=timeout_s,
+        isolation_level="READ COMMITTED",
+        connect_args={
+            "charset": "utf8mb4",
+            "connect_timeout": max(1, round(timeout_s)),
+            "read_timeout": 60,
+            "write_timeout": 60,
+            "init_command": "SET time_zone = '+00:00', sql_mode = 'TRADITIONAL'",
+        },
+    )
+
+
+def _sqlite_engine(url: sa.URL, timeout_s: float) -> sa.Engine:
+    if url.database and url.database != ":memory:":
+        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = sa.create_engine(url, connect_args={"timeout": max(timeout_s, 30.0)})
+
+    @sa.event.listens_for(engine, "connect")
+    def _configure(connection: Any, _record: Any) -> None:
+        # Readers beside one writer; a commit that returned survives a loss of power.
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+
+    return engine
+
+
+def _upsert_sql(dialect: sa.Dialect) -> str:
+    """Return the guarded upsert as text for the driver; its parameters are the columns `_WRITTEN`."""
+    table = migrated_posts.c
+    if dialect.name == "sqlite":
+        lite = sqlite.insert(migrated_posts)
+        newer = sa.or_(table.version.is_(None), lite.excluded.version > table.version)
+        values: dict[str, Any] = {name: lite.excluded[name] for name in _UPDATED}
+        values["updatedAt"] = sa.text("CURRENT_TIMESTAMP")
+        statement: sa.Insert = lite.on_conflict_do_update(index_elements=["externalId"], set_=values, where=newer)
+    else:
+        my = mysql.insert(migrated_posts)
+        newer = sa.or_(table.version.is_(None), my.inserted.version > table.version)
+        # Assignments run from left to right: `version`, which the guard reads, must come last.
+        statement = my.on_duplicate_key_update(
+            [(name, sa.func.IF(newer, my.inserted[name], table[name])) for name in _UPDATED]
+        )
+    return str(statement.compile(dialect=dialect, column_keys=list(_WRITTEN)))
+
+
+def _text(at: datetime) -> str:
+    """Format an aware UTC time for DATETIME: fractions cut, since servers differ in rounding them."""
+    return at.strftime("%Y-%m-%d %H:%M:%S")

@@ -1,0 +1,109 @@
+"""What the command line shows to people: tables."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:  # The reports come from their makers; importing those here would slow `--help` down.
+    from pipeline_poc.reconciliation import Reconciliation
+    from pipeline_poc.status import Status
+    from pipeline_poc.up import Outcome
+
+_IDS_SHOWN = 20
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    table.add_column(style="dim")
+    return table
+
+
+def show_numbers(console: Console, title: str, numbers: Mapping[str, Any]) -> None:
+    """Show named numbers, one a line."""
+    table = _table(title)
+    for name, value in numbers.items():
+        table.add_row(name.replace("_", " "), _number(value))
+    console.print(table)
+
+
+def show_outcome(console: Console, outcome: "Outcome") -> None:
+    """Show what the first pass of `up` did."""
+    table = _table("")
+    meanings = {
+        "fetched": "records that the source served",
+        "new": "posts stored for the first time",
+        "changed": "posts stored in a new version",
+        "unchanged": "records that are stored already",
+        "quarantined": "records put aside, with a reason",
+    }
+    for name, meaning in meanings.items():
+        if name in outcome.ingestion:
+            table.add_row(name, _number(outcome.ingestion[name]), meaning)
+    result = outcome.reconciliation
+    table.add_row("migrated", _number(result.migrated), f"posts whose row is committed, of {result.stored:,} stored")
+    table.add_row("backlog", _number(result.backlog), "posts stored, and not migrated yet")
+    table.add_row("lag", f"{outcome.lag_s:.1f} s", "age of the oldest post not migrated")
+    table.add_row("reconciliation", _verdict(result), _faults(result))
+    console.print(table)
+    if outcome.ingestion.get("not_modified"):
+        console.print("The source says that nothing changed since the last ingestion.")
+    if outcome.ingestion_error:
+        console.print(f"[red]The ingestion failed:[/] {outcome.ingestion_error}")
+    if outcome.dead_batches:
+        console.print(f"[red]{outcome.dead_batches} batches are dead letters: see `pipeline-poc status`.[/]")
+    if outcome.stuck_batches:
+        console.print(f"[red]{outcome.stuck_batches} batches wait for the relational store to come back.[/]")
+
+
+def show_reconciliation(console: Console, result: "Reconciliation") -> None:
+    """Show a comparison, with the first ids of each fault."""
+    show_numbers(console, "Reconciled", {name: value for name, value in result.summary().items() if name != "ok"})
+    for fault, ids in result.faults.items():
+        if ids:
+            more = f" … and {len(ids) - _IDS_SHOWN:,} more" if len(ids) > _IDS_SHOWN else ""
+            console.print(f"[red]{fault.replace('_', ' ')}:[/] {', '.join(map(str, ids[:_IDS_SHOWN]))}{more}")
+    console.print("Both stores agree." if result.ok else "[red]The stores do not agree.[/]")
+
+
+def show_status(console: Console, status: "Status") -> None:
+    """Show the state of the pipeline."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for service in status.services:
+        table.add_row(
+            f"[bold]{service.name}[/]", "[green]ok[/]" if service.error is None else "[red]away[/]", service.url
+        )
+    console.print(table)
+    if status.source_is_stand_in:
+        console.print("[yellow]The source is the stand-in: its posts are made up.[/]")
+    for service in status.services:
+        if service.error is not None:
+            console.print(f"[red]{service.error}[/]")
+    for title, numbers in (
+        ("Posts", status.posts),
+        ("Quarantined records", status.quarantined_records),
+        ("Backlog", status.backlog),
+        ("Queue", status.queue),
+    ):
+        if numbers:
+            console.print()
+            show_numbers(console, title, numbers)
+
+
+def _verdict(result: "Reconciliation") -> str:
+    return "[green]ok[/]" if result.ok else "[red]not ok[/]"
+
+
+def _faults(result: "Reconciliation") -> str:
+    if result.ok:
+        return f"{result.stored:,} posts and {result.rows:,} rows agree by content hash"
+    return ", ".join(f"{fault.replace('_', ' ')}: {len(ids):,}" for fault, ids in result.faults.items() if ids)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, (int, float)) else str(value)

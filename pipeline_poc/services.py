@@ -1,0 +1,176 @@
+"""The composition root: the only place that constructs the source, the stores and the queue."""
+
+import os
+import socket
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import cached_property
+from types import TracebackType
+from typing import Self
+
+from pipeline_poc import embedded, enqueueing, ingestion, migration
+from pipeline_poc.enqueueing import TickPolicy, TickResult
+from pipeline_poc.ingestion import IngestionResult
+from pipeline_poc.ledger import Ledger
+from pipeline_poc.migration import MigrationResult
+from pipeline_poc.migration_queue import MigrationQueue
+from pipeline_poc.mongo import Mongo
+from pipeline_poc.raw_store import RawStore
+from pipeline_poc.reconciliation import Reconciliation, reconcile
+from pipeline_poc.relational_store import RelationalStore
+from pipeline_poc.settings import PUBLIC_SOURCE_URL, Settings
+from pipeline_poc.source import Source
+
+
+class Services:
+    """The source, the stores and the queue that the settings name; each is opened when first used.
+
+    A store whose URL is set is that store, whatever happens; one whose URL is not set is embedded.
+    Close it, or use it as a context manager: embedded services stop with their last user.
+
+    Raises (every property):
+        ServiceUnavailable: A store is away.
+        ServiceStartError: An embedded service does not start, or is not installed.
+        SettingsError: A URL is not valid.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._resources = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections and leases."""
+        self._resources.close()
+
+    @cached_property
+    def source(self) -> Source:
+        """The API: SOURCE_URL, else the stand-in where `up` had to start it, else the public API."""
+        settings = self.settings
+        stand_in = embedded.running("source", settings.data_dir) if settings.may_use_stand_in else None
+        source = Source(
+            settings.source_url.get_secret_value() if settings.source_url else stand_in or PUBLIC_SOURCE_URL,
+            timeout_s=settings.source_timeout_s,
+            policy=settings.source_policy,
+            is_stand_in=stand_in is not None,
+        )
+        self._resources.callback(source.close)
+        return source
+
+    @cached_property
+    def _mongo(self) -> Mongo:
+        settings = self.settings
+        url = settings.mongo_url.get_secret_value() if settings.mongo_url else self._embedded("mongo")
+        mongo = Mongo(url, settings.mongo_database, timeout_s=settings.store_timeout_s)
+        self._resources.callback(mongo.close)
+        return mongo
+
+    @cached_property
+    def raw_store(self) -> RawStore:
+        """MongoDB, with its indexes."""
+        store = RawStore(self._mongo)
+        store.ensure_indexes()
+        return store
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The ledger of batches, with its indexes."""
+        ledger = Ledger(self._mongo, retention_s=self.settings.ledger_retention_s)
+        ledger.ensure_indexes()
+        return ledger
+
+    @cached_property
+    def queue(self) -> MigrationQueue:
+        """The migration queue."""
+        settings = self.settings
+        queue = MigrationQueue(
+            settings.redis_url.get_secret_value() if settings.redis_url else self._embedded("redis"),
+            settings.queue_name,
+            timeout_s=settings.store_timeout_s,
+            job_timeout_s=settings.job_timeout_s,
+        )
+        self._resources.callback(queue.close)
+        return queue
+
+    @cached_property
+    def relational_store(self) -> RelationalStore:
+        """The relational store, with its schema."""
+        settings = self.settings
+        url = (
+            settings.sql_url.get_secret_value()
+            if settings.sql_url
+            else f"sqlite:///{settings.data_dir.absolute() / 'relational.sqlite'}"
+        )
+        store = RelationalStore(url, timeout_s=settings.store_timeout_s)
+        self._resources.callback(store.close)
+        store.ensure_schema()
+        return store
+
+    def _embedded(self, kind: embedded.Kind) -> str:
+        return self._resources.enter_context(embedded.lease(kind, self.settings.data_dir)).url
+
+    def open_all(self) -> None:
+        """Open and check the stores and the queue now, so that what is wrong shows at once."""
+        self.raw_store.ping()
+        self.ledger.batches("open", limit=1)
+        self.queue.ping()
+        self.relational_store.ping()
+
+    def start_stand_in(self) -> None:
+        """Start the stand-in for the public API; other processes of this DATA_DIR use it, too."""
+        self._embedded("source")
+        self.__dict__.pop("source", None)
+
+    def adopt(self) -> int:
+        """Give every unmigrated post a batch; returns the number of posts that had none."""
+        return enqueueing.adopt(self.raw_store, self.ledger, self._tick_policy)
+
+    def ingest(self) -> IngestionResult:
+        """Bring the raw store to what the source serves now."""
+        return ingestion.ingest(self.source, self.raw_store, self.ledger, batch_size=self.settings.batch_size)
+
+    def tick(self) -> TickResult:
+        """Bring the queue in line with the backlog."""
+        return enqueueing.tick(
+            self.raw_store, self.ledger, self.queue, self._relational_store_is_up, self._tick_policy
+        )
+
+    def migrate(self, batch_ids: Iterable[str] | None = None) -> MigrationResult:
+        """Migrate these batches, or the whole backlog, in this process."""
+        return migration.migrate(
+            migration.open_batches(self.ledger) if batch_ids is None else batch_ids,
+            self.raw_store,
+            self.ledger,
+            self.relational_store,
+            worker=self.worker_name,
+            heartbeat_interval_s=self.settings.heartbeat_interval_s,
+        )
+
+    def reconcile(self, on_progress: Callable[[int], None] = lambda _: None) -> Reconciliation:
+        """Compare both stores, post by post."""
+        return reconcile(self.raw_store, self.ledger, self.relational_store, on_progress=on_progress)
+
+    @property
+    def worker_name(self) -> str:
+        """How this process signs what it executes in the ledger."""
+        return f"{socket.gethostname()}-{os.getpid()}"
+
+    @property
+    def _tick_policy(self) -> TickPolicy:
+        settings = self.settings
+        return TickPolicy(
+            window=settings.queue_window,
+            batch_size=settings.batch_size,
+            heartbeat_timeout_s=settings.heartbeat_timeout_s,
+            filling_timeout_s=settings.filling_timeout_s,
+        )
+
+    def _relational_store_is_up(self) -> bool:
+        return enqueueing.store_is_up(lambda: self.relational_store.ping())

@@ -1,0 +1,141 @@
+"""The settings: read once by an entry point, validated as a whole, passed as arguments.
+
+This module is the only reader of the environment. `load_settings` reads the environment and
+`.env` (the environment wins); `.env.example` lists every setting with its default.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from pipeline_poc.errors import SettingsError
+from pipeline_poc.retry import RetryPolicy
+
+PUBLIC_SOURCE_URL = "https://jsonplaceholder.typicode.com/posts"
+"""What is ingested where no SOURCE_URL is set."""
+
+
+def _url_of(*schemes: str) -> AfterValidator:
+    def check(value: SecretStr) -> SecretStr:
+        parts = urlsplit(value.get_secret_value())
+        if parts.scheme not in schemes:
+            raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        needs_host = not parts.scheme.startswith(("sqlite", "unix"))
+        if needs_host and not parts.netloc.rpartition("@")[2]:
+            raise ValueError("names no host")
+        return value
+
+    return AfterValidator(check)
+
+
+class Settings(BaseSettings):
+    """Everything that can be set; each field is the environment variable of the same name.
+
+    Durations are in seconds (``_S``). URLs may hold passwords and are secret for that reason.
+    """
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_file_encoding="utf-8", hide_input_in_errors=True)
+
+    source_url: Annotated[SecretStr, _url_of("http", "https")] | None = Field(
+        None, description=f"The API to ingest. Unset: {PUBLIC_SOURCE_URL}"
+    )
+    source_timeout_s: float = Field(10.0, gt=0, description="Longest wait to connect to the source, and between bytes.")
+    source_max_attempts: int = Field(4, ge=1, description="Attempts at the source before an ingestion fails.")
+
+    mongo_url: Annotated[SecretStr, _url_of("mongodb", "mongodb+srv")] | None = Field(
+        None, description="The raw store. Unset: the embedded SecantusDB."
+    )
+    mongo_database: str = Field(
+        "pipeline_poc", min_length=1, max_length=63, description="The database of the raw store."
+    )
+    redis_url: Annotated[SecretStr, _url_of("redis", "rediss", "unix")] | None = Field(
+        None, description="The Redis of the migration queue. Unset: the embedded Valkey."
+    )
+    queue_name: str = Field(
+        "migration", pattern=r"^[A-Za-z0-9_-]+$", description="The RQ queue that carries the migration jobs."
+    )
+    sql_url: Annotated[SecretStr, _url_of("mysql", "mysql+pymysql", "mariadb", "mariadb+pymysql", "sqlite")] | None = (
+        Field(None, description="The relational store. Unset: a SQLite file in DATA_DIR.")
+    )
+
+    data_dir: Path = Field(Path(".pipeline_poc"), description="Folder of everything that the embedded services keep.")
+
+    dagster_home: Path | None = Field(
+        None, description="Dagster's own folder. Unset: `up` keeps Dagster's data in DATA_DIR; workers make no reports."
+    )
+
+    batch_size: int = Field(5000, ge=1, le=50_000, description="Most posts in a batch; a batch is one job.")
+    queue_window: int = Field(20, ge=1, le=1000, description="Most jobs outstanding on the queue at once.")
+    store_timeout_s: float = Field(
+        5.0, gt=0, description="Longest wait to reach a store before that counts as an outage."
+    )
+
+    retry_max_attempts: int = Field(6, ge=1, description="Attempts of a job before it is a dead letter.")
+    retry_base_s: float = Field(
+        1.0, gt=0, description="Upper bound of the first backoff; it doubles with each attempt."
+    )
+    retry_cap_s: float = Field(60.0, gt=0, description="Upper bound of every backoff.")
+
+    job_timeout_s: int = Field(600, ge=1, description="Longest run of a job.")
+    heartbeat_interval_s: float = Field(5.0, gt=0, description="A worker shows this often that its batch is alive.")
+    heartbeat_timeout_s: float = Field(
+        30.0, gt=0, description="A batch without a heartbeat for so long is taken from its worker."
+    )
+    filling_timeout_s: float = Field(
+        120.0, gt=0, description="A batch that its ingestion did not complete for so long is taken over."
+    )
+    ledger_retention_s: int = Field(7 * 86_400, ge=3600, description="Closed batches are kept for so long.")
+
+    worker_count: int = Field(2, ge=1, le=64, description="Workers that `up` starts.")
+    web_host: str = Field("127.0.0.1", description="Address on which `up` serves the UI.")
+    web_port: int = Field(3000, ge=1, le=65_535, description="Port on which `up` serves the UI.")
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least severe log shown.")
+    log_format: Literal["auto", "text", "json"] = Field(
+        "auto", description="`text` for people, `json` for machines; `auto`: text on a terminal, else JSON."
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        if value == "":
+            raise ValueError("is set, but empty; unset it to get the default")
+        return value
+
+    @property
+    def source_policy(self) -> RetryPolicy:
+        """How the source is retried within an ingestion."""
+        return RetryPolicy(max_attempts=self.source_max_attempts, base_s=self.retry_base_s, cap_s=self.retry_cap_s)
+
+    @property
+    def job_policy(self) -> RetryPolicy:
+        """How a job is retried."""
+        return RetryPolicy(max_attempts=self.retry_max_attempts, base_s=self.retry_base_s, cap_s=self.retry_cap_s)
+
+    @property
+    def may_use_stand_in(self) -> bool:
+        """Whether made-up posts can do no harm: no source and no store is set, all is embedded."""
+        return not any((self.source_url, self.mongo_url, self.redis_url, self.sql_url))
+
+
+def load_settings(*, env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
+    """Read the settings from the environment, then `.env` in the working directory.
+
+    Args:
+        env_file: The file to read; a missing one is no error. None: the environment only.
+        overrides: Settings that win over both, such as those given on the command line.
+
+    Raises:
+        SettingsError: Names every wrong setting; shows no value.
+    """
+    try:
+        return Settings(_env_file=env_file, **overrides)
+    except ValidationError as error:
+        problems = [
+            f"{str(problem['loc'][0]).upper()} {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors(include_url=False, include_input=False, include_context=False)
+        ]
+        raise SettingsError("; ".join(problems)) from None

@@ -1,0 +1,345 @@
+"""The source: an HTTP API that answers with JSON lists of posts.
+
+An answer is taken in whole (on disk, not in memory) and checked to its last byte before the
+first record is handed out, so that a broken answer changes nothing that is stored.
+"""
+
+import codecs
+import json
+import logging
+import re
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from types import TracebackType
+from typing import IO, Any, Self
+from urllib.parse import urljoin, urlsplit
+
+import requests
+
+from pipeline_poc import retry
+from pipeline_poc.clock import utc_now
+from pipeline_poc.errors import ServiceUnavailable, SourceAnswerError, mask_secrets
+from pipeline_poc.retry import RetryPolicy
+
+logger = logging.getLogger(__name__)
+
+_SPOOL_BYTES = 1 << 20
+"""An answer up to this size stays in memory; a larger one goes to a temporary file."""
+_CHUNK_BYTES = 1 << 16
+_TOO_MANY_REQUESTS = 429
+_NOT_MODIFIED = 304
+_FIRST_ERROR = 400
+_FIRST_SERVER_ERROR = 500
+_REQUEST_TIMEOUT = 408
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    url: str
+    status: int
+    body: IO[bytes]
+
+
+class Answer:
+    """What the source served: a list of records, checked, possibly spread over pages.
+
+    Attributes:
+        not_modified: Whether the source says that nothing changed since the ETag given.
+        etag: To be given with the next request; None where the source serves none.
+        count: Number of records.
+    """
+
+    def __init__(self, pages: list[_Page], *, etag: str | None, not_modified: bool) -> None:
+        self._pages = pages
+        self.etag = etag
+        self.not_modified = not_modified
+        self.count = sum(1 for _ in self.records())
+
+    def records(self) -> Iterator[Any]:
+        """Yield the records in the source's order, one at a time; can be called again.
+
+        Raises:
+            SourceAnswerError: The answer is no JSON list; never after the first complete pass.
+        """
+        for page in self._pages:
+            page.body.seek(0)
+            yield from _elements(page)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for page in self._pages:
+            page.body.close()
+
+
+class Source:
+    """The API behind one URL; asked politely: timeouts, ETag, Retry-After, backoff.
+
+    Args:
+        url: Answers GET with a JSON list; ``Link: <…>; rel="next"`` leads to further pages.
+        timeout_s: Longest wait for a connection and between two reads, in seconds.
+        policy: How often connection errors, 408, 429 and 5xx are retried.
+        is_stand_in: Whether this is the bundled stand-in, not an API that somebody chose.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float, policy: RetryPolicy, is_stand_in: bool = False) -> None:
+        self.url = url
+        self.is_stand_in = is_stand_in
+        self._timeout_s = timeout_s
+        self._policy = policy
+        self._session = requests.Session()
+        self._session.headers["Accept"] = "application/json"
+
+    @property
+    def shown_url(self) -> str:
+        """The URL without secrets, fit for logs and screens."""
+        return mask_secrets(self.url)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._session.close()
+
+    def ping(self) -> None:
+        """Check, once, that the API answers.
+
+        Raises:
+            ServiceUnavailable: It can't be reached, or is failing.
+            SourceAnswerError: It refuses.
+        """
+        try:
+            page, _ = self._get_once(self.url, None)
+        except (requests.RequestException, OSError) as error:
+            raise self._unavailable(self.url, error) from error
+        page.body.close()
+
+    def fetch(self, etag: str | None = None) -> Answer:
+        """Get all posts of the source.
+
+        Args:
+            etag: Of the last answer that was ingested completely; lets the source answer
+                "nothing changed".
+
+        Raises:
+            ServiceUnavailable: Still unreachable, overloaded or failing after all attempts.
+            SourceAnswerError: A 4xx, or an answer that is no JSON list of records.
+        """
+        pages: list[_Page] = []
+        seen = {self.url}
+        url: str | None = self.url
+        first_etag: str | None = None
+        try:
+            while url is not None:
+                page, response = self._get(url, etag if not pages else None)
+                pages.append(page)
+                if response.status_code == _NOT_MODIFIED:
+                    page.body.close()
+                    return Answer([], etag=etag, not_modified=True)
+                first_etag = first_etag or response.headers.get("ETag")
+                url = self._next_page(page, response)
+                if url in seen:
+                    raise SourceAnswerError(url, page.status, "its next page is one that came before")
+                seen.add(url or "")
+            # The ETag of a page says nothing about the pages behind it.
+            return Answer(pages, etag=first_etag if len(pages) == 1 else None, not_modified=False)
+        except BaseException:
+            for page in pages:
+                page.body.close()
+            raise
+
+    def _next_page(self, page: _Page, response: requests.Response) -> str | None:
+        link = response.links.get("next", {}).get("url")
+        if link is None:
+            return None
+        url = urljoin(page.url, link)
+        if urlsplit(url)[:2] != urlsplit(self.url)[:2]:
+            raise SourceAnswerError(page.url, page.status, f"its next page is on another host: {mask_secrets(url)}")
+        return url
+
+    def _get(self, url: str, etag: str | None) -> tuple[_Page, requests.Response]:
+        def attempt() -> tuple[_Page, requests.Response]:
+            try:
+                return self._get_once(url, etag)
+            except requests.exceptions.InvalidURL as error:
+                raise SourceAnswerError(url, 0, f"the URL is not valid: {error}") from None
+            except (requests.RequestException, OSError) as error:
+                raise self._unavailable(url, error) from error
+
+        return retry.call(attempt, self._policy)
+
+    def _unavailable(self, url: str, error: Exception) -> ServiceUnavailable:
+        return ServiceUnavailable("The source", "SOURCE_URL", url, _reason(error))
+
+    def _get_once(self, url: str, etag: str | None) -> tuple[_Page, requests.Response]:
+        headers = {"If-None-Match": etag} if etag else {}
+        with self._session.get(url, headers=headers, timeout=self._timeout_s, stream=True) as response:
+            status = response.status_code
+            body = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - the answer closes it
+            try:
+                for chunk in response.iter_content(_CHUNK_BYTES):
+                    body.write(chunk)
+            except BaseException:
+                body.close()
+                raise
+        if status < _FIRST_ERROR:
+            return _Page(url, status, body), response
+        body.seek(0)
+        first_bytes = body.read(200)
+        body.close()
+        if status in (_REQUEST_TIMEOUT, _TOO_MANY_REQUESTS) or status >= _FIRST_SERVER_ERROR:
+            raise ServiceUnavailable(
+                "The source",
+                "SOURCE_URL",
+                url,
+                f"it answered {status} {response.reason}",
+                retry_after_s=_retry_after_s(response.headers.get("Retry-After")),
+            )
+        raise SourceAnswerError(url, status, f"{response.reason}, a refusal that a retry can't change", first_bytes)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, requests.exceptions.ConnectTimeout):
+        return "no connection in time"
+    if isinstance(error, requests.exceptions.Timeout):
+        return "no answer in time"
+    # The library's text nests its own reprs; the innermost one says it all.
+    cause: BaseException = error
+    while cause.args and isinstance(cause.args[-1], BaseException):
+        cause = cause.args[-1]
+    reason = getattr(cause, "reason", None) or cause
+    return re.sub(r"^<.*?>: |^HTTPS?Connection\(.*?\): ", "", str(reason))
+
+
+_RETRY_AFTER_MAX_S = 300.0
+"""A run waits no longer than this for a source, whatever that asks for; the schedule comes again."""
+
+
+def _retry_after_s(header: str | None) -> float | None:
+    """Read a Retry-After header: seconds or an HTTP date; None where there is none to use."""
+    if not header:
+        return None
+    if header.strip().isdigit():
+        return min(float(header), _RETRY_AFTER_MAX_S)
+    try:
+        at = parsedate_to_datetime(header)
+    except ValueError:
+        return None
+    at = at if at.tzinfo else at.replace(tzinfo=UTC)
+    return min(max(0.0, (at - utc_now()).total_seconds()), _RETRY_AFTER_MAX_S)
+
+
+_SPACE = " \t\n\r"
+_BYTE_ORDER_MARK = "\ufeff"
+_RECORD_MAX_CHARACTERS = 1 << 24
+"""Bounds the memory that a broken answer can take: what is longer than this is no record."""
+
+
+def _elements(page: _Page) -> Iterator[Any]:
+    """Yield the elements of a JSON list in a stream of UTF-8, holding one at a time."""
+
+    def fail(problem: str) -> SourceAnswerError:
+        page.body.seek(0)
+        return SourceAnswerError(page.url, page.status, problem, page.body.read(200))
+
+    reader = _TextReader(page.body)
+    try:
+        first = reader.skip_space()
+        if first == _BYTE_ORDER_MARK:
+            reader.advance()
+            first = reader.skip_space()
+        if first != "[":
+            problem = "an empty body" if not first else _not_a_list(first)
+            raise fail(f"{problem}, not a JSON list of posts")
+        reader.advance()
+        separator = ""
+        while (char := reader.skip_space()) != "]":
+            if separator:
+                if char != ",":
+                    raise fail(f"no valid JSON list: {_at_end(char)} at character {reader.offset}, expected ',' or ']'")
+                reader.advance()
+                reader.skip_space()
+            yield reader.element()
+            separator = ","
+        reader.advance()
+        if reader.skip_space():
+            raise fail(f"no valid JSON list: more text behind its end, at character {reader.offset}")
+    except json.JSONDecodeError as error:
+        raise fail(f"no valid JSON list: {error.msg} at character {reader.offset + error.pos}") from None
+    except UnicodeDecodeError as error:
+        raise fail(f"no valid UTF-8: {error.reason}") from None
+    except RecursionError:
+        raise fail("no valid JSON list: nested too deeply") from None
+
+
+def _not_a_list(first: str) -> str:
+    return {"{": "an object", "<": "HTML or XML"}.get(first, f"text that begins with {first!r}")
+
+
+def _at_end(char: str) -> str:
+    return f"{char!r}" if char else "the body ends"
+
+
+class _TextReader:
+    """Reads JSON values from a stream of UTF-8 through the standard library's decoder."""
+
+    def __init__(self, body: IO[bytes]) -> None:
+        self._body = body
+        self._decode = json.JSONDecoder().raw_decode
+        self._bytes = b""
+        self._text = ""
+        self._at = 0
+        self._passed = 0
+        self._ended = False
+
+    @property
+    def offset(self) -> int:
+        """Characters that were read before the current one."""
+        return self._passed + self._at
+
+    def advance(self) -> None:
+        self._at += 1
+
+    def skip_space(self) -> str:
+        """Return the next character that is no white space, without taking it; "" at the end."""
+        while True:
+            while self._at < len(self._text) and self._text[self._at] in _SPACE:
+                self._at += 1
+            if self._at < len(self._text):
+                return self._text[self._at]
+            if not self._more():
+                return ""
+
+    def element(self) -> Any:
+        """Take the JSON value that begins at the current character."""
+        while True:
+            try:
+                value, end = self._decode(self._text, self._at)
+            except json.JSONDecodeError as error:
+                error.pos -= self._at
+                if len(self._text) - self._at > _RECORD_MAX_CHARACTERS or not self._more():
+                    raise
+                continue
+            # A number may go on behind the end of what was read so far.
+            if end == len(self._text) and self._more():
+                continue
+            self._at = end
+            return value
+
+    def _more(self) -> bool:
+        if self._ended:
+            return False
+        # Doubling keeps one huge element from being decoded again for every chunk.
+        chunk = self._body.read(max(_CHUNK_BYTES, len(self._text) - self._at))
+        self._ended = not chunk
+        data = self._bytes + chunk
+        text, used = codecs.utf_8_decode(data, "strict", self._ended)
+        self._bytes = data[used:]
+        self._passed += self._at
+        self._text = self._text[self._at :] + text
+        self._at = 0
+        return not self._ended

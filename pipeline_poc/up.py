@@ -1,0 +1,365 @@
+"""``pipeline-poc up``: the whole pipeline on one machine, started, shown and stopped together."""
+
+import fcntl
+import logging
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
+
+from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from pipeline_poc.definitions import defs
+from pipeline_poc.embedded import free_port
+from pipeline_poc.errors import PipelineError, ServiceStartError, TransientError
+from pipeline_poc.processes import Children
+from pipeline_poc.reconciliation import Reconciliation
+from pipeline_poc.services import Services
+from pipeline_poc.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_POLL_S = 0.25
+_TICK_S = 1.0
+"""While `up` waits for the first migration it enqueues more often than the sensor would."""
+_UI_TIMEOUT_S = 120.0
+_DEAD = [
+    DagsterRunStatus.NOT_STARTED,
+    DagsterRunStatus.STARTING,
+    DagsterRunStatus.STARTED,
+    DagsterRunStatus.CANCELING,
+]
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What the first pass of `up` did.
+
+    Attributes:
+        ingestion: Numbers of the ingestion; empty where it failed.
+        ingestion_error: Why it failed.
+        dead_batches: Batches that wait for a person.
+        stuck_batches: Batches whose attempts ran out, because the relational store is away.
+    """
+
+    ingestion: dict[str, Any]
+    ingestion_error: str | None
+    reconciliation: Reconciliation
+    lag_s: float
+    dead_batches: int
+    stuck_batches: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the outcome as JSON values."""
+        return {
+            "ok": self.ok,
+            "ingestion": {name: value for name, value in self.ingestion.items() if isinstance(value, (int, float))},
+            "ingestion_error": self.ingestion_error,
+            "reconciliation": self.reconciliation.as_dict(),
+            "lag_s": self.lag_s,
+            "dead_batches": self.dead_batches,
+            "stuck_batches": self.stuck_batches,
+        }
+
+    @property
+    def ok(self) -> bool:
+        """Whether all is ingested, migrated and reconciled."""
+        all_migrated = self.reconciliation.backlog == 0 and not self.dead_batches and not self.stuck_batches
+        return self.ingestion_error is None and self.reconciliation.ok and all_migrated
+
+
+class Pipeline:
+    """Everything that `up` starts.
+
+    Args:
+        services: The stores of this process; those that are embedded live as long as it does.
+        console: Shows progress.
+    """
+
+    def __init__(self, services: Services, console: Console) -> None:
+        settings = services.settings
+        self.services = services
+        self.console = console
+        self.children = Children(settings.data_dir, os.environ)
+        self._workspace = settings.data_dir / "workspace.yaml"
+
+    def first_pass(self, instance: DagsterInstance) -> Outcome:
+        """Ingest once, as a run of Dagster in this process, and wait until the workers migrated all."""
+        bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=self.console,
+            transient=True,
+        )
+        with bar:
+            ingestion, error = self._ingest(instance, bar)
+            stuck = self._migrate(bar)
+            task = bar.add_task("reconciling", total=None)
+            result = self.services.reconcile(lambda compared: bar.update(task, completed=compared))
+        oldest = self.services.ledger.oldest_waiting()
+        lag_s = (result.started_at - oldest).total_seconds() if oldest else 0.0
+        dead = len(self.services.ledger.batches("dead"))
+        return Outcome(ingestion, error, result, max(lag_s, 0.0), dead, stuck)
+
+    def _ingest(self, instance: DagsterInstance, bar: Progress) -> tuple[dict[str, Any], str | None]:
+        outcome: dict[str, Any] = {}
+        errors: list[BaseException] = []
+
+        def run() -> None:
+            try:
+                run = defs.resolve_job_def("ingest_posts").execute_in_process(
+                    instance=instance,
+                    run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+                    tags={"pipeline_poc/started_by": "up"},
+                )
+                metadata = run.asset_materializations_for_node("raw_posts")[0].metadata
+                outcome.update({name: entry.value for name, entry in metadata.items()})
+            except Exception as error:  # noqa: BLE001 - Dagster wraps ours in its own
+                errors.append(error)
+
+        task = bar.add_task("ingesting", total=None)
+        thread = threading.Thread(target=run, name="ingestion", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(_POLL_S)
+            self.children.look_after()
+            stored = sum(batch.size for batch in self.services.ledger.batches("open"))
+            bar.update(task, completed=stored)
+        bar.update(task, completed=outcome.get("fetched", 0), total=outcome.get("fetched", 1), visible=not errors)
+        return outcome, _sentence(errors[0]) if errors else None
+
+    def _migrate(self, bar: Progress) -> int:
+        """Wait until the backlog is empty; returns the number of batches that can't move now."""
+        ledger = self.services.ledger
+        total = sum(batch.size for batch in ledger.batches("open"))
+        task = bar.add_task("migrating", total=total)
+        next_tick = 0.0
+        stuck = 0
+        while True:
+            left = ledger.batches("open")
+            waiting = len(left) + len(ledger.batches("filling"))
+            bar.update(task, completed=max(0, total - sum(batch.size for batch in left)))
+            if not waiting and not self.services.raw_store.has_unmigrated(None):
+                return 0
+            if time.monotonic() >= next_tick:
+                tick = self.services.tick()
+                # Batches whose attempts ran out are all that is left, and their store is still away.
+                stuck = tick.waiting_for_store if not tick.outstanding else 0
+                next_tick = time.monotonic() + _TICK_S
+            if stuck and stuck == len(left):
+                return stuck
+            self.children.look_after()
+            time.sleep(_POLL_S)
+
+    def start_workers(self) -> None:
+        """Start the workers."""
+        for number in range(1, self.services.settings.worker_count + 1):
+            self.children.start(f"worker-{number}", [sys.executable, "-m", "pipeline_poc", "worker"])
+
+    def start_dagster(self) -> None:
+        """Start the code server and, once it answers, the UI and the daemon."""
+        settings = self.services.settings
+        port = free_port()
+        self._workspace.write_text(
+            f"load_from:\n  - grpc_server:\n      host: 127.0.0.1\n      port: {port}\n"
+            "      location_name: pipeline_poc\n"
+        )
+        grpc = ["-m", "dagster", "api", "grpc", "--module-name", "pipeline_poc.definitions", "--host", "127.0.0.1"]
+        self.children.start("code-server", [sys.executable, *grpc, "--port", str(port), "--log-level", "warning"])
+        threading.Thread(
+            target=self._start_behind_code_server, args=(port, settings), name="dagster", daemon=True
+        ).start()
+
+    def _start_behind_code_server(self, port: int, settings: Settings) -> None:
+        deadline = time.monotonic() + _UI_TIMEOUT_S
+        while not _listens("127.0.0.1", port) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+        workspace = ["-w", str(self._workspace)]
+        address = ["-h", settings.web_host, "-p", str(settings.web_port)]
+        self.children.start("webserver", [sys.executable, "-m", "dagster_webserver", *address, *workspace])
+        self.children.start("daemon", [sys.executable, "-m", "dagster._daemon", "run", *workspace])
+
+    def _await_ui(self) -> bool:
+        """Wait until the UI answers; False if it doesn't within two minutes."""
+        deadline = time.monotonic() + _UI_TIMEOUT_S
+        while time.monotonic() < deadline:
+            self.children.look_after()
+            with suppress(URLError, OSError), urlopen(f"{self.ui_url}/server_info", timeout=2):  # noqa: S310
+                return True
+            time.sleep(_POLL_S)
+        return False
+
+    @property
+    def ui_url(self) -> str:
+        """Where the UI is."""
+        settings = self.services.settings
+        host = "localhost" if settings.web_host in ("127.0.0.1", "0.0.0.0") else settings.web_host  # noqa: S104
+        return f"http://{host}:{settings.web_port}"
+
+    def stay(self) -> None:
+        """Say where the UI is and look after the children until the process is interrupted."""
+        self.console.print(
+            f"The UI is at [bold]{self.ui_url}[/]; Ctrl-C stops everything."
+            if self._await_ui()
+            else f"[red]The UI does not answer; see {self.children.log_path('webserver')}[/]"
+        )
+        while True:
+            self.children.look_after()
+            time.sleep(1.0)
+
+
+def first_pass_and_stay(
+    services: Services, console: Console, *, once: bool, show: Callable[[Outcome], None]
+) -> Outcome | None:
+    """Start the pipeline, ingest and migrate, show the outcome, and stay up until interrupted.
+
+    Args:
+        services: The stores; all of them answer.
+        console: Shows what happens.
+        once: Don't stay, and start neither UI nor schedule.
+        show: Shows the outcome.
+
+    Returns:
+        The outcome; None where the first pass was interrupted.
+
+    Raises:
+        ServiceStartError: Another `up` uses the same data, or the UI's port is taken.
+    """
+    outcome = None
+    if services.settings.may_use_stand_in:
+        _use_stand_in_if_offline(services, console)
+    try:
+        with _started(services, console, with_ui=not once) as (pipeline, instance):
+            outcome = pipeline.first_pass(instance)
+            show(outcome)
+            if not once:
+                pipeline.stay()
+    except KeyboardInterrupt:
+        console.print("Stopped.")
+    return outcome
+
+
+def _use_stand_in_if_offline(services: Services, console: Console) -> None:
+    try:
+        services.source.ping()
+    except TransientError as error:
+        services.start_stand_in()
+        console.print(
+            f"[yellow]The public API can't be reached: {error}\n"
+            f"A stand-in with made-up posts takes its place: {services.source.shown_url}[/]"
+        )
+
+
+@contextmanager
+def _started(services: Services, console: Console, *, with_ui: bool) -> Iterator[tuple[Pipeline, DagsterInstance]]:
+    """Start the pipeline; stop every process of it at the end.
+
+    Raises:
+        ServiceStartError: Another `up` uses the same data, or the UI's port is taken.
+    """
+    settings = services.settings
+    with _interrupts(), _alone(settings.data_dir):
+        pipeline = Pipeline(services, console)
+        for name in pipeline.children.end_leftovers():
+            console.print(f"Ended a leftover of a killed start: {name}")
+        if with_ui and _listens(settings.web_host, settings.web_port):
+            raise ServiceStartError(
+                f"port {settings.web_port} (WEB_PORT) is in use by another program: "
+                f"stop it, or choose another port, such as WEB_PORT={settings.web_port + 1}"
+            )
+        os.environ["DAGSTER_HOME"] = str(_dagster_home(settings))
+        with DagsterInstance.get() as instance:
+            if settings.dagster_home is None:
+                _end_runs(instance)
+            try:
+                pipeline.start_workers()
+                if with_ui:
+                    pipeline.start_dagster()
+                yield pipeline, instance
+            finally:
+                # Whoever is impatient now would leave processes behind.
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                pipeline.children.stop()
+
+
+def _dagster_home(settings: Settings) -> Path:
+    if settings.dagster_home is not None:
+        return settings.dagster_home
+    home = settings.data_dir.absolute() / "dagster"
+    home.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(Path(__file__).parent / "dagster.yaml", home / "dagster.yaml")
+    return home
+
+
+def _end_runs(instance: DagsterInstance) -> None:
+    """Fail the runs that were under way when the last `up` ended: nothing executes them any more."""
+    for run in instance.get_runs(RunsFilter(statuses=_DEAD)):
+        instance.report_run_failed(run, "Its process ended together with `pipeline-poc up`.")
+
+
+@contextmanager
+def _alone(data_dir: Path) -> Iterator[None]:
+    """Hold the right to run `up` on this data."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with (data_dir / "up.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            raise ServiceStartError(
+                f"`pipeline-poc up` is already running on {data_dir} (process {lock.read().strip() or 'unknown'}): "
+                "stop it with Ctrl-C, or choose another DATA_DIR"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+@contextmanager
+def _interrupts() -> Iterator[None]:
+    """Turn SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, even where a shell ignores them for us."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=0.5):
+            return True
+    except OSError:
+        return False
+
+
+def _sentence(error: BaseException) -> str:
+    """Return the text of the pipeline's own error among the causes, else the error's."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, PipelineError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return f"{type(error).__name__}: {error}"
