@@ -1,0 +1,66 @@
+# `make` alone lists what there is. Needs Python 3.11, 3.12 or 3.13 with venv, and nothing else.
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint format lock clean mariadb
+
+# Under 3.14 the embedded MongoDB has no wheel yet.
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	"$$python" -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
+	&& echo "$$python" && break; done)
+
+# Written last: an environment without it was interrupted, and is made anew.
+INSTALLED := .venv/installed
+
+help:  ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED)  ## Install exactly what requirements.lock says into .venv
+
+# uv takes 11 s instead of 50. Where only pip is told how to reach an index, pip goes on.
+$(INSTALLED): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { printf '%s\n' 'Python 3.11, 3.12 or 3.13 with its venv module is needed; on Debian:' \
+		'    sudo apt-get install python3-venv' 'or name one: make install PYTHON=/path/to/python3' >&2; exit 1; }
+	@echo 'Installing into .venv ...'
+	@test -e $@ || $(PYTHON) -m venv --clear .venv
+	@rm -f $@
+	@awk '/^[^ ]/ { wanted = /^uv==/ } wanted' requirements.lock > .venv/uv.lock
+	@.venv/bin/pip install --quiet --disable-pip-version-check --require-hashes --no-deps -r .venv/uv.lock
+	@.venv/bin/uv pip sync --quiet --python .venv/bin/python --require-hashes requirements.lock \
+		|| { echo 'uv has failed; pip goes on, which takes a minute ...' && .venv/bin/pip install --quiet \
+			--disable-pip-version-check --require-hashes --no-deps -r requirements.lock; }
+	@.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: install  ## Start the whole pipeline; Ctrl-C stops it
+	@exec .venv/bin/pipeline-poc up
+
+test: install mariadb lint  ## Lint, then run all tests; ARGS="-k word" goes to pytest, WITHOUT_MYSQL=1 leaves MariaDB out
+	.venv/bin/pytest $(if $(WITHOUT_MYSQL),--without-mysql) $(ARGS)
+
+mariadb:
+ifdef WITHOUT_MYSQL
+	@echo '*** WITHOUT_MYSQL: what needs MariaDB is NOT TESTED ***' >&2
+else
+	@scripts/ensure-mariadb
+endif
+
+lint: install  ## Check style, types and the direction of imports
+	.venv/bin/ruff check --quiet
+	.venv/bin/ruff format --check --quiet
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+
+format: install  ## Format the code and mend what can be mended
+	.venv/bin/ruff check --fix
+	.venv/bin/ruff format
+
+COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --no-annotate
+
+lock: install  ## Move the locks to the newest versions that pyproject.toml allows
+	$(COMPILE) --upgrade --extra embedded --group dev pyproject.toml -o requirements.lock
+	$(COMPILE) --upgrade --constraint requirements.lock pyproject.toml -o requirements-production.lock
+
+clean:  ## Remove what was installed, built and cached; data in .pipeline_poc stay
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find pipeline_poc pipeline_poc_tests -name __pycache__ -prune -exec rm -rf {} +
