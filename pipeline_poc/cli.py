@@ -1,7 +1,7 @@
 """The command line: ``pipeline-poc COMMAND``.
 
 Exit codes: 0 all is well; 1 the pipeline is not as it should be; 2 wrong usage or settings;
-3 a service is not available.
+3 a service is not available, or answers with something else than posts.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
@@ -17,12 +18,20 @@ import click
 from rich.console import Console
 
 from pipeline_poc import screens
-from pipeline_poc.errors import PipelineError, ServiceStartError, SettingsError, TransientError, mask_secrets
+from pipeline_poc.errors import (
+    PipelineError,
+    ServiceStartError,
+    SettingsError,
+    SourceAnswerError,
+    TransientError,
+    mask_secrets,
+)
 from pipeline_poc.logs import configure_logging
 from pipeline_poc.settings import Settings, load_settings
 
 if TYPE_CHECKING:
     from pipeline_poc.services import Services
+    from pipeline_poc.up import Outcome
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -36,7 +45,8 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON o
 def _exit_code(error: PipelineError) -> int:
     if isinstance(error, SettingsError):
         return EXIT_SETTINGS
-    return EXIT_UNAVAILABLE if isinstance(error, (TransientError, ServiceStartError)) else EXIT_NOT_OK
+    is_unavailable = isinstance(error, (TransientError, ServiceStartError, SourceAnswerError))
+    return EXIT_UNAVAILABLE if is_unavailable else EXIT_NOT_OK
 
 
 def _command(command: Command) -> Command:
@@ -95,18 +105,25 @@ def up(settings: Settings, once: bool, as_json: bool) -> None:
     """
     # Dagster captures a run's output at the level of file descriptors; what is said here escapes it.
     console = Console(file=os.fdopen(os.dup(sys.stdout.fileno()), "w"), highlight=False, quiet=as_json)
-    with _services(settings) as services, ThreadPoolExecutor(1) as pool:
-        opening = pool.submit(services.open_all)
-        from pipeline_poc.up import first_pass_and_stay  # noqa: PLC0415 - imports Dagster while the stores start
 
-        opening.result()
-        outcome = first_pass_and_stay(
-            services, console, once=once, show=lambda outcome: screens.show_outcome(console, outcome)
-        )
-    if as_json and outcome:
-        click.echo(json.dumps(outcome.as_dict(), default=str))
+    def show(outcome: "Outcome") -> None:
+        if as_json:
+            click.echo(json.dumps(outcome.as_dict()))
+        else:
+            screens.show_outcome(console, outcome)
+
+    with ExitStack() as stack:
+        services = _services(settings)
+        stack.callback(services.close, wait=True)
+        with ThreadPoolExecutor(1) as pool, console.status("starting the stores"):
+            opening = pool.submit(services.open_all)
+            from pipeline_poc.up import first_pass_and_stay  # noqa: PLC0415 - imports Dagster while the stores start
+
+            opening.result()
+        outcome = first_pass_and_stay(services, console, once=once, show=show)
     if once and not (outcome and outcome.ok):
-        sys.exit(EXIT_NOT_OK)
+        error = outcome and outcome.ingestion_error
+        sys.exit(_exit_code(error) if isinstance(error, PipelineError) else EXIT_NOT_OK)
 
 
 @cli.command()
@@ -163,7 +180,10 @@ def worker(settings: Settings, count: int, burst: bool, as_json: bool) -> None:
             if as_json:
                 click.echo(json.dumps({"jobs": jobs}))
     else:
-        sys.exit(run_workers(count, burst=burst))
+        status = run_workers(count, burst=burst)
+        if as_json:
+            click.echo(json.dumps({"workers": count, "exit_status": status}))
+        sys.exit(status)
 
 
 @cli.command()

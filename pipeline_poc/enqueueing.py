@@ -70,14 +70,22 @@ class TickResult:
         if self.busy:
             return "another tick is at work"
         done = [
-            (self.enqueued, f"enqueued {self.enqueued} batches ({self.posts} posts)"),
-            (self.freed, f"freed {self.freed} batches of silent workers"),
-            (self.requeued, f"requeued {self.requeued} batches after an outage"),
-            (self.adopted, f"adopted {self.adopted} posts"),
-            (self.waiting_for_store, f"{self.waiting_for_store} batches wait for the relational store"),
+            (self.enqueued, f"enqueued {_number(self.enqueued, 'batch')} ({_number(self.posts, 'post')})"),
+            (self.freed, f"freed {_number(self.freed, 'batch')} of silent workers"),
+            (self.requeued, f"requeued {_number(self.requeued, 'batch')} after an outage"),
+            (self.adopted, f"adopted {_number(self.adopted, 'post')}"),
+            (
+                self.waiting_for_store,
+                f"left {_number(self.waiting_for_store, 'batch')} to wait for the relational store",
+            ),
         ]
         said = ", ".join(text for count, text in done if count)
-        return f"{said or 'nothing to enqueue'}; {self.outstanding} jobs outstanding"
+        return f"{said or 'nothing to enqueue'}; {_number(self.outstanding, 'job')} outstanding"
+
+
+def _number(count: int, noun: str) -> str:
+    plural = "es" if noun.endswith("ch") else "s"
+    return f"{count} {noun}{'' if count == 1 else plural}"
 
 
 def tick(
@@ -123,7 +131,7 @@ def adopt(raw_store: RawStore, ledger: Ledger, policy: TickPolicy) -> int:
             adopted += take_over(batch.id, batch.created_at, raw_store, ledger)
     for batch in ledger.batches("abandoned"):
         adopted += take_over(batch.id, batch.created_at, raw_store, ledger)
-        if now - batch.created_at > _WATCH_ABANDONED:
+        if batch.abandoned_at is None or now - batch.abandoned_at > _WATCH_ABANDONED:
             ledger.close(batch.id, now, {"migrated": 0, "quarantined": 0})
     for _ in range(_ADOPTIONS):
         if not raw_store.has_unmigrated(None):

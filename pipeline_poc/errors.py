@@ -61,7 +61,7 @@ class SourceAnswerError(TerminalError):
 
     def __init__(self, url: str, status: int, problem: str, body: bytes = b"") -> None:
         shown = f"; the body begins {body[:80]!r}" if body else ""
-        super().__init__(f"{mask_secrets(url)} answered {status}: {problem}{shown}")
+        super().__init__(f"{mask_secrets(url)} (SOURCE_URL) answered {status}: {problem}{shown}")
         self.url = url
         self.status = status
 
@@ -79,10 +79,18 @@ class DataError(TerminalError):
         """Reason code for the quarantine, such as ``relational_1406``."""
 
 
-_USERINFO = re.compile(r"(?<=://)([^/@\s:]*):(\S*)@")
-_SECRET_PARAMETERS = re.compile(r"(?i)([?&](?:password|token|key|api_key|apikey|secret)=)[^&\s]+")
+_USERINFO = re.compile(r"(?<=://)([^/\s:]*):(\S*)@")
+_SECRET_PARAMETERS = re.compile(r"(?i)([?&][^=&\s]*(?:password|passwd|token|key|secret|signature)=)[^&\s]+")
 
 
 def mask_secrets(text: str) -> str:
     """Return the text with the passwords of all URLs in it, and secret query values, as ``***``."""
     return _SECRET_PARAMETERS.sub(r"\1***", _USERINFO.sub(r"\1:***@", text))
+
+
+def invalid_url(setting: str, url: str, error: Exception) -> SettingsError:
+    """Return the error for a URL that a driver can't read; shows no part of a password."""
+    shown = mask_secrets(url)
+    # A driver quotes what it misreads, which may be a part of the password.
+    reason = error if shown == url else "special characters in its user and password must be percent-encoded"
+    return SettingsError(f"{setting} {shown} is not valid: {reason}")

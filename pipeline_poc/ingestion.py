@@ -65,12 +65,19 @@ class ParsedBatch:
     """Some of the source's records, validated, each id at most once.
 
     Attributes:
-        repeated: Number of records that repeat, word for word, one that came before.
+        again: Posts whose id came before in the same answer.
+        repeated: Number of those that repeat, word for word, the one that came before.
     """
 
     posts: dict[int, HashedPost] = field(default_factory=dict)
     rejected: list[RejectedRecord] = field(default_factory=list)
+    again: list[HashedPost] = field(default_factory=list)
     repeated: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of records."""
+        return len(self.posts) + len(self.rejected) + len(self.again)
 
 
 def ingest(source: Source, raw_store: RawStore, ledger: Ledger, *, batch_size: int) -> IngestionResult:
@@ -101,10 +108,10 @@ def read(source: Source, raw_store: RawStore, result: IngestionResult, *, batch_
         batch = ParsedBatch()
         for record in answer.records():
             _add(batch, record, result)
-            if len(batch.posts) + len(batch.rejected) >= batch_size:
+            if batch.size >= batch_size:
                 yield _checked(batch, seen, raw_store)
                 batch = ParsedBatch()
-        if batch.posts or batch.rejected or batch.repeated:
+        if batch.size:
             yield _checked(batch, seen, raw_store)
         _finish(result)
         if not answer.not_modified:
@@ -146,7 +153,7 @@ def take_over(batch_id: str, created_at: datetime, raw_store: RawStore, ledger: 
         heir = ledger.create(0, created_at)
         moved = raw_store.move(batch_id, heir)
         ledger.seal(heir, moved)
-    ledger.abandon(batch_id)
+    ledger.abandon(batch_id, utc_now())
     return moved
 
 
@@ -165,26 +172,21 @@ def _add(batch: ParsedBatch, record: Any, result: IngestionResult) -> None:
         batch.rejected.append(post)
         return
     hashed = HashedPost(post, content_hash(post.external_id, post.user_id, post.title, post.body))
-    first = batch.posts.setdefault(post.external_id, hashed)
-    if first is hashed:
-        return
-    if first.content_hash == hashed.content_hash:
-        batch.repeated += 1
-    else:
-        batch.rejected.append(_conflict(post))
+    if batch.posts.setdefault(post.external_id, hashed) is not hashed:
+        batch.again.append(hashed)
 
 
 def _checked(batch: ParsedBatch, seen: "_SeenIds", raw_store: RawStore) -> ParsedBatch:
-    """Take out of a batch what repeats or contradicts an earlier batch of the same answer."""
-    again = [external_id for external_id in batch.posts if seen.add(external_id)]
-    if again:
-        known = raw_store.versions(again)
-        for external_id in again:
-            hashed = batch.posts.pop(external_id)
-            if hashed.is_stored(known):
-                batch.repeated += 1
-            else:
-                batch.rejected.append(_conflict(hashed.post))
+    """Take out of a batch what repeats or contradicts a record that came before in the same answer."""
+    earlier = [external_id for external_id in batch.posts if seen.add(external_id)]
+    known = raw_store.versions(earlier)
+    batch.again[:0] = [batch.posts.pop(external_id) for external_id in earlier]
+    for hashed in batch.again:
+        first = batch.posts.get(hashed.post.external_id)
+        if hashed.is_stored(known) if first is None else hashed.content_hash == first.content_hash:
+            batch.repeated += 1
+        else:
+            batch.rejected.append(_conflict(hashed.post))
     return batch
 
 

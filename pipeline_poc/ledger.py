@@ -36,6 +36,7 @@ class Batch:
         attempts: Executions that have begun, over all jobs of this batch.
         started_at: Begin of the latest execution.
         heartbeat_at: Last sign of life of the latest execution.
+        abandoned_at: When its ingestion was given up.
     """
 
     id: str
@@ -45,6 +46,7 @@ class Batch:
     attempts: int
     started_at: datetime | None
     heartbeat_at: datetime | None
+    abandoned_at: datetime | None
     error: str | None
 
     def silent_s(self, now: datetime) -> float:
@@ -66,10 +68,15 @@ class Ledger:
         self._retention_s = retention_s
 
     def ensure_indexes(self) -> None:
-        """Create what is missing of the indexes."""
+        """Create what is missing of the indexes; set how long closed batches are kept."""
         with self._mongo.translated():
             self._batches.create_index([("state", ASCENDING), ("createdAt", ASCENDING)])
-            self._batches.create_index("closedAt", expireAfterSeconds=self._retention_s)
+            present = self._batches.index_information().get("closedAt_1")
+            if present is None:
+                self._batches.create_index("closedAt", expireAfterSeconds=self._retention_s)
+            elif present.get("expireAfterSeconds") != self._retention_s:
+                change = {"name": "closedAt_1", "expireAfterSeconds": self._retention_s}
+                self._mongo.database.command("collMod", "batches", index=change)
 
     def create(self, size: int, at: datetime) -> str:
         """Write down the intent to store so many posts together; returns the batch's id.
@@ -93,9 +100,9 @@ class Ledger:
         """Open a batch whose posts, so many, are all stored; False if it was abandoned meanwhile."""
         return self._move(batch_id, "filling", {"$set": {"state": "open", "size": size}})
 
-    def abandon(self, batch_id: str) -> bool:
+    def abandon(self, batch_id: str, at: datetime) -> bool:
         """Give up on a batch that was never sealed; False if it was sealed after all."""
-        return self._move(batch_id, "filling", {"$set": {"state": "abandoned"}})
+        return self._move(batch_id, "filling", {"$set": {"state": "abandoned", "abandonedAt": at}})
 
     def close(self, batch_id: str, at: datetime, outcome: dict[str, Any]) -> bool:
         """Close a batch of which nothing is left to do, noting its outcome: counts and timings."""
@@ -176,5 +183,6 @@ def _batch(document: Document) -> Batch:
         attempts=document["attempts"],
         started_at=document.get("startedAt"),
         heartbeat_at=document.get("heartbeatAt"),
+        abandoned_at=document.get("abandonedAt"),
         error=document.get("error"),
     )

@@ -21,7 +21,7 @@ from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
 
-from pipeline_poc.errors import ServiceUnavailable, SettingsError, mask_secrets
+from pipeline_poc.errors import ServiceUnavailable, invalid_url, mask_secrets
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class MigrationQueue:
                 client_name="pipeline_poc",
             )
         except ValueError as error:
-            raise SettingsError(f"REDIS_URL {mask_secrets(url)} is not valid: {error}") from None
+            raise invalid_url("REDIS_URL", url, error) from None
         self.rq = Queue(name, connection=self._redis, serializer=JSONSerializer)
         """The queue itself, for the worker."""
 
@@ -141,9 +141,10 @@ class MigrationQueue:
         """Put a fresh job for each of these batches at the end, in place of whatever job it had."""
         with self.translated():
             taken = IntermediateQueue(self.rq.key, self._redis)
-            for job in Job.fetch_many(batch_ids, connection=self._redis, serializer=JSONSerializer):
+            jobs = Job.fetch_many(batch_ids, connection=self._redis, serializer=JSONSerializer)
+            for batch_id, job in zip(batch_ids, jobs, strict=True):
+                taken.remove(batch_id)
                 if job is not None:
-                    taken.remove(job.id)
                     job.delete()
         self.enqueue(batch_ids)
 

@@ -7,7 +7,7 @@ from typing import Any
 from pymongo import MongoClient, WriteConcern, errors
 from pymongo.database import Database
 
-from pipeline_poc.errors import DataError, ServiceUnavailable, SettingsError, mask_secrets
+from pipeline_poc.errors import DataError, ServiceUnavailable, invalid_url, mask_secrets
 
 Document = dict[str, Any]
 
@@ -15,8 +15,17 @@ _NAME = "MongoDB"
 _SETTING = "MONGO_URL"
 _LOGIN_CODES = {13, 18, 8000}
 """Unauthorized, AuthenticationFailed, AtlasError."""
-_TRANSIENT_CODES = {6, 7, 24, 50, 64, 89, 91, 112, 189, 262, 9001, 10107, 11600, 11602, 13435, 13436}
-"""Host unreachable, timeouts, write conflict, shut down, stepped down, interrupted, not primary."""
+_TRANSIENT_CODES = {6, 7, 24, 43, 50, 64, 89, 91, 112, 133, 134, 175, 189, 237, 262} | {
+    9001,
+    10107,
+    11600,
+    11602,
+    13435,
+    13436,
+    14031,
+}
+"""Host unreachable, timeouts, cursor or query gone, write conflict, shut down, stepped down, interrupted,
+not primary, disk full."""
 
 
 class Mongo:
@@ -46,7 +55,7 @@ class Mongo:
                 database, write_concern=WriteConcern(w="majority", j=True)
             )
         except (errors.PyMongoError, ValueError) as error:
-            raise SettingsError(f"{_SETTING} {mask_secrets(url)} is not valid: {error}") from None
+            raise invalid_url(_SETTING, url, error) from None
 
     @property
     def shown_url(self) -> str:
@@ -86,7 +95,7 @@ def _is_transient(error: errors.PyMongoError) -> bool:
     if isinstance(error, (errors.ConnectionFailure, errors.ExecutionTimeout, errors.WTimeoutError)):
         return True
     if isinstance(error, errors.BulkWriteError):
-        return bool(error.details.get("writeConcernErrors")) and not error.details.get("writeErrors")
+        return all(failure["code"] in _TRANSIENT_CODES for failure in error.details.get("writeErrors", ()))
     if isinstance(error, errors.OperationFailure):
         return error.code in _LOGIN_CODES | _TRANSIENT_CODES or error.has_error_label("RetryableWriteError")
     return isinstance(error, errors.ConfigurationError)

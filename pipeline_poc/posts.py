@@ -16,8 +16,12 @@ TEXT_MAX_BYTES = 65_535
 
 
 def _fits_text_column(value: str) -> str:
-    # Characters are counted first: most values are far too short to need encoding.
-    if len(value) * 4 > TEXT_MAX_BYTES and (size := len(value.encode())) > TEXT_MAX_BYTES:
+    try:
+        # Most texts are ASCII: nothing to encode.
+        size = len(value) if value.isascii() else len(value.encode())
+    except UnicodeEncodeError:
+        raise PydanticCustomError("invalid_unicode", "a lone surrogate can't be encoded as UTF-8") from None
+    if size > TEXT_MAX_BYTES:
         raise PydanticCustomError(
             "too_long", "{size} bytes of UTF-8, at most {most} fit", {"size": size, "most": TEXT_MAX_BYTES}
         )
@@ -104,7 +108,7 @@ _CODES = {
     "greater_than_equal": "out_of_range",
     "less_than_equal": "out_of_range",
     "too_long": "too_long",
-    "string_unicode": "invalid_unicode",
+    "invalid_unicode": "invalid_unicode",
 }
 
 
@@ -131,9 +135,17 @@ def reject(record: Any, code: str, message: str) -> RejectedRecord:
     return RejectedRecord(
         code=code,
         message=message.encode("ascii", "backslashreplace").decode(),
-        payload=json.dumps(record, ensure_ascii=True),
+        payload=_json(record),
         external_id=external_id if usable else None,
     )
+
+
+def _json(record: Any) -> str:
+    try:
+        # What a foreign document holds may be of any type.
+        return json.dumps(record, ensure_ascii=True, default=str)
+    except RecursionError:
+        return '"nested too deeply to be kept"'
 
 
 def _code(problem: ErrorDetails) -> str:

@@ -15,7 +15,7 @@ import psutil
 
 logger = logging.getLogger(__name__)
 
-_STOP_S = 6.0
+_STOP_S = 5.0
 """A child that was asked to stop is killed after so many seconds."""
 _RESTART_DELAYS_S = (0.5, 2.0, 5.0, 15.0, 60.0)
 """Pauses before a child that keeps dying is started again."""
@@ -27,7 +27,6 @@ _STEADY_S = 60.0
 class _Child:
     name: str
     command: Sequence[str]
-    restart: bool
     process: subprocess.Popen[bytes]
     started_at: float
     deaths: int = 0
@@ -80,22 +79,21 @@ class Children:
         self._list.unlink(missing_ok=True)
         return [entry["name"] for entry in ended]
 
-    def start(self, name: str, command: Sequence[str], *, restart: bool = True) -> None:
+    def start(self, name: str, command: Sequence[str]) -> None:
         """Start a child.
 
         Args:
             name: Of its log file, too.
             command: Program and arguments.
-            restart: Whether `look_after` starts it again when it ends.
         """
-        self._children.append(_Child(name, command, restart, self._spawn(name, command), time.monotonic()))
+        self._children.append(_Child(name, command, self._spawn(name, command), time.monotonic()))
         self._save()
 
     def look_after(self) -> None:
         """Start again what has died, with growing pauses; to be called every second or so."""
         now = time.monotonic()
         for child in self._children:
-            if child.process.poll() is None or not child.restart:
+            if child.process.poll() is None:
                 continue
             if child.start_again_at is None:
                 if now - child.started_at > _STEADY_S:
@@ -114,16 +112,8 @@ class Children:
                 child.started_at, child.start_again_at = now, None
                 self._save()
 
-    def wait(self) -> list[int]:
-        """Wait until every child has ended; returns their exit statuses."""
-        return [child.process.wait() for child in self._children]
-
-    def failed(self) -> list[str]:
-        """Return the names of the children that have ended."""
-        return [child.name for child in self._children if child.process.poll() is not None]
-
     def stop(self) -> None:
-        """Ask all children to stop, then kill those that are slow; takes 7 s at most."""
+        """Ask all children to stop, then kill those that are slow; takes 6 s at most."""
         for child in self._children:
             if child.process.poll() is None:
                 _signal_group(child.process.pid, signal.SIGTERM)
@@ -133,6 +123,9 @@ class Children:
                 child.process.wait(max(0.05, deadline - time.monotonic()))
             _signal_group(child.process.pid, signal.SIGKILL)
             child.process.wait()
+        # A signal can come between the birth of a child and its entry in the list.
+        for unlisted in psutil.Process().children():
+            _signal_group(unlisted.pid, signal.SIGKILL)
         self._children.clear()
         self._list.unlink(missing_ok=True)
 

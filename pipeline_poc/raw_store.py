@@ -34,6 +34,7 @@ FIELDS = {
 }
 """The fields of a document of ``posts``, each with BSON type and meaning."""
 
+_STORED_AS = {name: "externalId" if name == "id" else name for name in SOURCE_FIELDS}
 _BULK = 1000
 """Operations in one bulk write; more gain nothing and make a message large."""
 _IN_LIST = 50
@@ -204,13 +205,14 @@ class RawStore:
         """Quarantine posts of a batch that the relational store refuses.
 
         Args:
-            batch_id: Guards against quarantining a newer version, which is in another batch.
+            batch_id: Guards against quarantining a newer version, which is in another batch, or
+                one that a quicker worker has migrated meanwhile.
             reasons: Reason code and message for each id.
             at: The time of the refusal.
         """
         operations = [
             UpdateOne(
-                {"externalId": external_id, "batchId": batch_id},
+                {"externalId": external_id} | _unmigrated(batch_id),
                 {"$set": {"quarantine": {"code": code, "message": message, "at": at}}},
             )
             for external_id, (code, message) in reasons.items()
@@ -310,16 +312,22 @@ class RawStore:
     def sample(self, limit: int) -> list[Document]:
         """Return some stored posts as documents, the lowest ids first."""
         with self._mongo.translated():
-            return list(
-                self._posts.find({"externalId": {"$lte": limit}}, {"_id": False}).sort("externalId").limit(limit)
-            )
+            # Ids mostly begin at 1; a bounded range spares servers that sort everything first.
+            for query in ({"externalId": {"$gte": 1, "$lte": limit}}, {}):
+                if found := list(self._posts.find(query, {"_id": False}).sort("externalId", ASCENDING).limit(limit)):
+                    return found
+        return []
 
     def states(self, external_ids: Collection[int] | None = None) -> Iterator[PostState]:
-        """Stream the states of all posts, or of these, by id."""
+        """Stream the states of all posts, or of these, by id.
+
+        Documents without an integer for an id, which `adopt` quarantined, have no place in that order.
+        """
         query = {} if external_ids is None else {"externalId": {"$in": sorted(external_ids)}}
         with self._mongo.translated(), self._posts.find(query, {"_id": False}).sort("externalId", ASCENDING) as cursor:
             for document in cursor:
-                yield _post_state(document)
+                if isinstance(document.get("externalId"), int):
+                    yield _post_state(document)
 
     def load_state(self, key: str) -> Document:
         """Return what `save_state` kept under a key; empty where that is nothing."""
@@ -333,11 +341,11 @@ class RawStore:
 
 
 def _unmigrated(batch_id: str | None) -> Document:
-    # {"batchId": None} also matches documents that lack the field; $ne matches a missing flag.
+    # None also matches documents that lack the field; $ne matches a missing flag.
     return {
         "batchId": batch_id,
         "migrated": False if batch_id else {"$ne": True},
-        "quarantine": {"$exists": False},
+        "quarantine": None,
     }
 
 
@@ -374,22 +382,26 @@ def _store_operation(
 
 
 def _adopt_operation(document: Document, batch_id: str, at: datetime) -> UpdateOne:
-    named = {"id": document.get("externalId")} | document
-    post = parse({name: named[name] for name in SOURCE_FIELDS if name in named})
+    post = parse({name: document[stored] for name, stored in _STORED_AS.items() if stored in document})
     values: Document
     if isinstance(post, RejectedRecord):
         values = {"quarantine": {"code": post.code, "message": post.message, "at": at}}
     else:
+        version = document.get("version")
         values = {
             "batchId": batch_id,
             "migrated": False,
             "migratedAt": None,
             "contentHash": _hash_of(document),
-            "version": next_version(document.get("version"), at),
-            "changedAt": document.get("changedAt") or at,
-            "ingestedAt": document.get("ingestedAt") or at,
+            "version": next_version(version if isinstance(version, int) else None, at),
+            "changedAt": _time(document.get("changedAt"), at),
+            "ingestedAt": _time(document.get("ingestedAt"), at),
         }
     return UpdateOne({"_id": document["_id"], "batchId": None, "migrated": {"$ne": True}}, {"$set": values})
+
+
+def _time(value: Any, default: datetime) -> datetime:
+    return value if isinstance(value, datetime) else default
 
 
 def _hash_of(document: Document) -> str:
@@ -418,7 +430,7 @@ def _post_state(document: Document) -> PostState:
         external_id=document["externalId"],
         content_hash=digest,
         migrated=document.get("migrated") is True,
-        quarantined="quarantine" in document,
+        quarantined=document.get("quarantine") is not None,
         batch_id=document.get("batchId"),
         hash_is_right=document.get("contentHash") in (None, digest),
     )

@@ -31,7 +31,7 @@ wrongly_flagged  not migrated, not quarantined, and in no batch that anybody wil
 _SECOND_LOOKS = 3
 _SECOND_LOOK_AFTER_S = 0.5
 _SUSPECTS_MAX = 10_000
-"""Faults beyond so many are counted as they are seen, without a second look."""
+"""Where more ids look wrong, all are compared again: stores take no longer lists of ids."""
 
 
 @dataclass(slots=True)
@@ -116,14 +116,15 @@ def reconcile(
 def _look_again(result: Reconciliation, raw_store: RawStore, ledger: Ledger, relational_store: RelationalStore) -> None:
     for _ in range(_SECOND_LOOKS):
         suspects = sorted({external_id for ids in result.faults.values() for external_id in ids})
-        if not suspects or len(suspects) > _SUSPECTS_MAX:
+        if not suspects:
             return
         time.sleep(_SECOND_LOOK_AFTER_S)
         waiting = ledger.waiting_ids()
         again: dict[Fault, list[int]] = {fault: [] for fault in FAULTS}
-        for external_id, post, row in _merge(raw_store.states(suspects), relational_store.rows(suspects)):
+        suspected, asked = set(suspects), suspects if len(suspects) <= _SUSPECTS_MAX else None
+        for external_id, post, row in _merge(raw_store.states(asked), relational_store.rows(asked)):
             fault = _fault(post, row, waiting)
-            if fault is not None:
+            if fault is not None and external_id in suspected:
                 again[fault].append(external_id)
         result.faults = again
 

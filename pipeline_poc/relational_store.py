@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, sqlite
 from sqlalchemy.engine import make_url
 
-from pipeline_poc.errors import DataError, SchemaError, ServiceUnavailable, SettingsError, mask_secrets
+from pipeline_poc.errors import DataError, SchemaError, ServiceUnavailable, invalid_url, mask_secrets
 from pipeline_poc.posts import StoredPost, content_hash
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,8 @@ SCHEMA_VERSION = "0001"
 
 _NAME = "The relational store"
 _SETTING = "SQL_URL"
+_SCHEMA_LOCK = "pipeline_poc_schema"
+_SCHEMA_LOCK_S = 60
 _ROWS = 1000
 """Rows in one statement and transaction; more gain nothing."""
 
@@ -106,7 +108,7 @@ class RelationalStore:
         try:
             parsed = make_url(url)
         except (sa.exc.ArgumentError, ValueError) as error:
-            raise SettingsError(f"{_SETTING} {mask_secrets(url)} is not valid: {mask_secrets(str(error))}") from None
+            raise invalid_url(_SETTING, url, error) from None
         if parsed.drivername in ("mysql", "mariadb"):
             parsed = parsed.set(drivername=f"{parsed.drivername}+pymysql")
         self._engine = _sqlite_engine(parsed, timeout_s) if _is_sqlite(parsed) else _mysql_engine(parsed, timeout_s)
@@ -138,11 +140,9 @@ class RelationalStore:
 
         with self._translated():
             if not _is_sqlite(self._engine.url):
-                with self._engine.connect() as connection:
-                    connection.execute(sa.text("SELECT GET_LOCK('pipeline_poc_schema', 60)"))
+                with self._schema_lock():
                     if not self._schema_is_current():
                         upgrade(self._engine)
-                    connection.execute(sa.text("SELECT RELEASE_LOCK('pipeline_poc_schema')"))
                 return
             try:
                 upgrade(self._engine)
@@ -151,6 +151,17 @@ class RelationalStore:
                 time.sleep(1.0)
                 if not self._schema_is_current():
                     raise
+
+    @contextmanager
+    def _schema_lock(self) -> Iterator[None]:
+        with self._engine.connect() as connection:
+            if connection.execute(sa.text(f"SELECT GET_LOCK('{_SCHEMA_LOCK}', {_SCHEMA_LOCK_S})")).scalar() != 1:
+                raise self._unavailable(f"another process has been upgrading the schema for {_SCHEMA_LOCK_S} s")
+            try:
+                yield
+            finally:
+                # The lock belongs to the connection, which the pool would keep open.
+                connection.execute(sa.text(f"SELECT RELEASE_LOCK('{_SCHEMA_LOCK}')"))
 
     def _schema_is_current(self) -> bool:
         with self._translated(), self._engine.connect() as connection:
@@ -196,9 +207,10 @@ class RelationalStore:
             (p.external_id, p.user_id, p.title, p.body, _text(p.ingested_at), at, p.content_hash, p.version)
             for p in posts
         ]
-        if self._upsert is None:
-            self._upsert = _upsert_sql(self._engine.dialect)
         with self._translated(), self._engine.begin() as connection:
+            if self._upsert is None:
+                # Which words it needs is known once the first connection told the server's version.
+                self._upsert = _upsert_sql(self._engine.dialect)
             connection.exec_driver_sql(self._upsert, rows)
 
     def count(self) -> int:
@@ -278,6 +290,8 @@ def _mysql_engine(url: sa.URL, timeout_s: float) -> sa.Engine:
         pool_recycle=1800,
         pool_timeout=timeout_s,
         isolation_level="READ COMMITTED",
+        # The upsert is run with tuples.
+        paramstyle="format",
         connect_args={
             "charset": "utf8mb4",
             "connect_timeout": max(1, round(timeout_s)),
@@ -290,7 +304,10 @@ def _mysql_engine(url: sa.URL, timeout_s: float) -> sa.Engine:
 
 def _sqlite_engine(url: sa.URL, timeout_s: float) -> sa.Engine:
     if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            Path(url.database).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ServiceUnavailable(_NAME, _SETTING, str(url), error) from error
     engine = sa.create_engine(url, connect_args={"timeout": max(timeout_s, 30.0)})
 
     @sa.event.listens_for(engine, "connect")

@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import cached_property
 from types import TracebackType
@@ -37,6 +38,7 @@ class Services:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self._resources = ExitStack()
+        self._leases: list[embedded.Lease] = []
 
     def __enter__(self) -> Self:
         return self
@@ -46,9 +48,17 @@ class Services:
     ) -> None:
         self.close()
 
-    def close(self) -> None:
-        """Close all connections and leases."""
+    def close(self, *, wait: bool = False) -> None:
+        """Close all connections and leases.
+
+        Args:
+            wait: Return when those embedded services that nobody else uses have stopped.
+        """
         self._resources.close()
+        leases, self._leases = self._leases, []
+        # Each takes a second or two to stop: all at once, if somebody waits for them.
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda lease: lease.close(wait), leases))
 
     @cached_property
     def source(self) -> Source:
@@ -114,7 +124,9 @@ class Services:
         return store
 
     def _embedded(self, kind: embedded.Kind) -> str:
-        return self._resources.enter_context(embedded.lease(kind, self.settings.data_dir)).url
+        lease = embedded.lease(kind, self.settings.data_dir)
+        self._leases.append(lease)
+        return lease.url
 
     def open_all(self) -> None:
         """Open and check the stores and the queue now, so that what is wrong shows at once."""
@@ -138,9 +150,7 @@ class Services:
 
     def tick(self) -> TickResult:
         """Bring the queue in line with the backlog."""
-        return enqueueing.tick(
-            self.raw_store, self.ledger, self.queue, self._relational_store_is_up, self._tick_policy
-        )
+        return enqueueing.tick(self.raw_store, self.ledger, self.queue, self._relational_store_is_up, self._tick_policy)
 
     def migrate(self, batch_ids: Iterable[str] | None = None) -> MigrationResult:
         """Migrate these batches, or the whole backlog, in this process."""

@@ -20,7 +20,11 @@ PUBLIC_SOURCE_URL = "https://jsonplaceholder.typicode.com/posts"
 
 def _url_of(*schemes: str) -> AfterValidator:
     def check(value: SecretStr) -> SecretStr:
-        parts = urlsplit(value.get_secret_value())
+        try:
+            parts = urlsplit(value.get_secret_value())
+            _ = parts.scheme.startswith("http") and parts.port  # Others may list several hosts.
+        except ValueError:  # Whose text quotes the URL.
+            raise ValueError("is no valid URL") from None
         if parts.scheme not in schemes:
             raise ValueError(f"must begin with {' or '.join(f'{scheme}://' for scheme in schemes)}")
         needs_host = not parts.scheme.startswith(("sqlite", "unix"))
@@ -49,7 +53,10 @@ class Settings(BaseSettings):
         None, description="The raw store. Unset: the embedded SecantusDB."
     )
     mongo_database: str = Field(
-        "pipeline_poc", min_length=1, max_length=63, description="The database of the raw store."
+        "pipeline_poc",
+        max_length=63,
+        pattern=r'^[^\s."$/\\\x00]+$',
+        description="The database of the raw store.",
     )
     redis_url: Annotated[SecretStr, _url_of("redis", "rediss", "unix")] | None = Field(
         None, description="The Redis of the migration queue. Unset: the embedded Valkey."

@@ -7,6 +7,7 @@ first record is handed out, so that a broken answer changes nothing that is stor
 import codecs
 import json
 import logging
+import os
 import re
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import IO, Any, Self
 from urllib.parse import urljoin, urlsplit
 
 import requests
+from requests.utils import get_auth_from_url
 
 from pipeline_poc import retry
 from pipeline_poc.clock import utc_now
@@ -38,9 +40,12 @@ _REQUEST_TIMEOUT = 408
 
 @dataclass(frozen=True, slots=True)
 class _Page:
+    """A page, and where its bytes are in the file that holds all pages of the answer."""
+
     url: str
     status: int
-    body: IO[bytes]
+    start: int
+    size: int
 
 
 class Answer:
@@ -52,8 +57,9 @@ class Answer:
         count: Number of records.
     """
 
-    def __init__(self, pages: list[_Page], *, etag: str | None, not_modified: bool) -> None:
+    def __init__(self, pages: list[_Page], body: IO[bytes], *, etag: str | None, not_modified: bool) -> None:
         self._pages = pages
+        self._body = body
         self.etag = etag
         self.not_modified = not_modified
         self.count = sum(1 for _ in self.records())
@@ -65,8 +71,7 @@ class Answer:
             SourceAnswerError: The answer is no JSON list; never after the first complete pass.
         """
         for page in self._pages:
-            page.body.seek(0)
-            yield from _elements(page)
+            yield from _elements(page, self._body)
 
     def __enter__(self) -> Self:
         return self
@@ -74,8 +79,7 @@ class Answer:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for page in self._pages:
-            page.body.close()
+        self._body.close()
 
 
 class Source:
@@ -95,6 +99,9 @@ class Source:
         self._policy = policy
         self._session = requests.Session()
         self._session.headers["Accept"] = "application/json"
+        # Links to further pages don't repeat the login.
+        login = get_auth_from_url(url)
+        self._session.auth = login if any(login) else None
 
     @property
     def shown_url(self) -> str:
@@ -113,10 +120,10 @@ class Source:
             SourceAnswerError: It refuses.
         """
         try:
-            page, _ = self._get_once(self.url, None)
+            with _spool() as body:
+                self._get_once(self.url, None, body)
         except (requests.RequestException, OSError) as error:
             raise self._unavailable(self.url, error) from error
-        page.body.close()
 
     def fetch(self, etag: str | None = None) -> Answer:
         """Get all posts of the source.
@@ -133,23 +140,22 @@ class Source:
         seen = {self.url}
         url: str | None = self.url
         first_etag: str | None = None
+        body = _spool()
         try:
             while url is not None:
-                page, response = self._get(url, etag if not pages else None)
-                pages.append(page)
+                page, response = self._get(url, etag if not pages else None, body)
                 if response.status_code == _NOT_MODIFIED:
-                    page.body.close()
-                    return Answer([], etag=etag, not_modified=True)
+                    return Answer([], body, etag=etag, not_modified=True)
+                pages.append(page)
                 first_etag = first_etag or response.headers.get("ETag")
                 url = self._next_page(page, response)
                 if url in seen:
                     raise SourceAnswerError(url, page.status, "its next page is one that came before")
                 seen.add(url or "")
             # The ETag of a page says nothing about the pages behind it.
-            return Answer(pages, etag=first_etag if len(pages) == 1 else None, not_modified=False)
+            return Answer(pages, body, etag=first_etag if len(pages) == 1 else None, not_modified=False)
         except BaseException:
-            for page in pages:
-                page.body.close()
+            body.close()
             raise
 
     def _next_page(self, page: _Page, response: requests.Response) -> str | None:
@@ -157,14 +163,14 @@ class Source:
         if link is None:
             return None
         url = urljoin(page.url, link)
-        if urlsplit(url)[:2] != urlsplit(self.url)[:2]:
+        if _origin(url) != _origin(self.url):
             raise SourceAnswerError(page.url, page.status, f"its next page is on another host: {mask_secrets(url)}")
         return url
 
-    def _get(self, url: str, etag: str | None) -> tuple[_Page, requests.Response]:
+    def _get(self, url: str, etag: str | None, body: IO[bytes]) -> tuple[_Page, requests.Response]:
         def attempt() -> tuple[_Page, requests.Response]:
             try:
-                return self._get_once(url, etag)
+                return self._get_once(url, etag, body)
             except requests.exceptions.InvalidURL as error:
                 raise SourceAnswerError(url, 0, f"the URL is not valid: {error}") from None
             except (requests.RequestException, OSError) as error:
@@ -175,22 +181,23 @@ class Source:
     def _unavailable(self, url: str, error: Exception) -> ServiceUnavailable:
         return ServiceUnavailable("The source", "SOURCE_URL", url, _reason(error))
 
-    def _get_once(self, url: str, etag: str | None) -> tuple[_Page, requests.Response]:
+    def _get_once(self, url: str, etag: str | None, body: IO[bytes]) -> tuple[_Page, requests.Response]:
+        """Append what the URL answers to the body; an attempt that fails leaves nothing there."""
         headers = {"If-None-Match": etag} if etag else {}
-        with self._session.get(url, headers=headers, timeout=self._timeout_s, stream=True) as response:
-            status = response.status_code
-            body = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115 - the answer closes it
-            try:
+        start = body.seek(0, os.SEEK_END)
+        try:
+            with self._session.get(url, headers=headers, timeout=self._timeout_s, stream=True) as response:
                 for chunk in response.iter_content(_CHUNK_BYTES):
                     body.write(chunk)
-            except BaseException:
-                body.close()
-                raise
+        except BaseException:
+            body.truncate(start)
+            raise
+        status = response.status_code
+        page = _Page(url, status, start, body.tell() - start)
         if status < _FIRST_ERROR:
-            return _Page(url, status, body), response
-        body.seek(0)
-        first_bytes = body.read(200)
-        body.close()
+            return page, response
+        first_bytes = _first_bytes(page, body)
+        body.truncate(start)
         if status in (_REQUEST_TIMEOUT, _TOO_MANY_REQUESTS) or status >= _FIRST_SERVER_ERROR:
             raise ServiceUnavailable(
                 "The source",
@@ -200,6 +207,20 @@ class Source:
                 retry_after_s=_retry_after_s(response.headers.get("Retry-After")),
             )
         raise SourceAnswerError(url, status, f"{response.reason}, a refusal that a retry can't change", first_bytes)
+
+
+def _spool() -> IO[bytes]:
+    return tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)
+
+
+def _first_bytes(page: _Page, body: IO[bytes]) -> bytes:
+    body.seek(page.start)
+    return body.read(min(200, page.size))
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port
 
 
 def _reason(error: Exception) -> str:
@@ -223,11 +244,11 @@ def _retry_after_s(header: str | None) -> float | None:
     """Read a Retry-After header: seconds or an HTTP date; None where there is none to use."""
     if not header:
         return None
-    if header.strip().isdigit():
+    if header.strip().isdecimal():
         return min(float(header), _RETRY_AFTER_MAX_S)
     try:
         at = parsedate_to_datetime(header)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     at = at if at.tzinfo else at.replace(tzinfo=UTC)
     return min(max(0.0, (at - utc_now()).total_seconds()), _RETRY_AFTER_MAX_S)
@@ -239,14 +260,19 @@ _RECORD_MAX_CHARACTERS = 1 << 24
 """Bounds the memory that a broken answer can take: what is longer than this is no record."""
 
 
-def _elements(page: _Page) -> Iterator[Any]:
+_INTEGER_MAX_DIGITS = 4300
+"""Python reads no longer integer; a longer one is no id, and must not hinder other records."""
+_NUMBER_TAIL = 2
+"""Characters behind a number that may belong to it once more follow: ``1.`` and ``1e+`` end a chunk."""
+
+
+def _elements(page: _Page, body: IO[bytes]) -> Iterator[Any]:
     """Yield the elements of a JSON list in a stream of UTF-8, holding one at a time."""
 
     def fail(problem: str) -> SourceAnswerError:
-        page.body.seek(0)
-        return SourceAnswerError(page.url, page.status, problem, page.body.read(200))
+        return SourceAnswerError(page.url, page.status, problem, _first_bytes(page, body))
 
-    reader = _TextReader(page.body)
+    reader = _TextReader(body, page.start, page.size)
     try:
         first = reader.skip_space()
         if first == _BYTE_ORDER_MARK:
@@ -269,7 +295,9 @@ def _elements(page: _Page) -> Iterator[Any]:
         if reader.skip_space():
             raise fail(f"no valid JSON list: more text behind its end, at character {reader.offset}")
     except json.JSONDecodeError as error:
-        raise fail(f"no valid JSON list: {error.msg} at character {reader.offset + error.pos}") from None
+        raise fail(
+            f"no valid JSON list: {error.msg.removesuffix(' at')} at character {reader.offset + error.pos}"
+        ) from None
     except UnicodeDecodeError as error:
         raise fail(f"no valid UTF-8: {error.reason}") from None
     except RecursionError:
@@ -287,9 +315,11 @@ def _at_end(char: str) -> str:
 class _TextReader:
     """Reads JSON values from a stream of UTF-8 through the standard library's decoder."""
 
-    def __init__(self, body: IO[bytes]) -> None:
+    def __init__(self, body: IO[bytes], start: int, size: int) -> None:
+        body.seek(start)
         self._body = body
-        self._decode = json.JSONDecoder().raw_decode
+        self._unread = size
+        self._decode = json.JSONDecoder(parse_int=_integer).raw_decode
         self._bytes = b""
         self._text = ""
         self._at = 0
@@ -317,24 +347,26 @@ class _TextReader:
     def element(self) -> Any:
         """Take the JSON value that begins at the current character."""
         while True:
+            start = self._at
             try:
-                value, end = self._decode(self._text, self._at)
+                value, end = self._decode(self._text, start)
             except json.JSONDecodeError as error:
                 error.pos -= self._at
                 if len(self._text) - self._at > _RECORD_MAX_CHARACTERS or not self._more():
                     raise
                 continue
             # A number may go on behind the end of what was read so far.
-            if end == len(self._text) and self._more():
+            if len(self._text) - end <= _NUMBER_TAIL and self._more():
                 continue
-            self._at = end
+            self._at += end - start  # What was read before may be gone.
             return value
 
     def _more(self) -> bool:
         if self._ended:
             return False
         # Doubling keeps one huge element from being decoded again for every chunk.
-        chunk = self._body.read(max(_CHUNK_BYTES, len(self._text) - self._at))
+        chunk = self._body.read(min(self._unread, max(_CHUNK_BYTES, len(self._text) - self._at)))
+        self._unread -= len(chunk)
         self._ended = not chunk
         data = self._bytes + chunk
         text, used = codecs.utf_8_decode(data, "strict", self._ended)
@@ -343,3 +375,7 @@ class _TextReader:
         self._text = self._text[self._at :] + text
         self._at = 0
         return not self._ended
+
+
+def _integer(text: str) -> float:
+    return int(text) if len(text) <= _INTEGER_MAX_DIGITS else float(text)

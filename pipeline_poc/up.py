@@ -24,11 +24,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from pipeline_poc.definitions import defs
 from pipeline_poc.embedded import free_port
-from pipeline_poc.errors import PipelineError, ServiceStartError, TransientError
+from pipeline_poc.errors import PipelineError, ServiceStartError, SourceAnswerError, TransientError
+from pipeline_poc.orchestration.resources import close_services
 from pipeline_poc.processes import Children
 from pipeline_poc.reconciliation import Reconciliation
 from pipeline_poc.services import Services
-from pipeline_poc.settings import Settings
+from pipeline_poc.settings import PUBLIC_SOURCE_URL, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ _POLL_S = 0.25
 _TICK_S = 1.0
 """While `up` waits for the first migration it enqueues more often than the sensor would."""
 _UI_TIMEOUT_S = 120.0
+_INGESTION_STOP_S = 2.0
+_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _DEAD = [
     DagsterRunStatus.NOT_STARTED,
     DagsterRunStatus.STARTING,
@@ -56,7 +59,7 @@ class Outcome:
     """
 
     ingestion: dict[str, Any]
-    ingestion_error: str | None
+    ingestion_error: Exception | None
     reconciliation: Reconciliation
     lag_s: float
     dead_batches: int
@@ -67,7 +70,7 @@ class Outcome:
         return {
             "ok": self.ok,
             "ingestion": {name: value for name, value in self.ingestion.items() if isinstance(value, (int, float))},
-            "ingestion_error": self.ingestion_error,
+            "ingestion_error": str(self.ingestion_error) if self.ingestion_error else None,
             "reconciliation": self.reconciliation.as_dict(),
             "lag_s": self.lag_s,
             "dead_batches": self.dead_batches,
@@ -95,6 +98,9 @@ class Pipeline:
         self.console = console
         self.children = Children(settings.data_dir, os.environ)
         self._workspace = settings.data_dir / "workspace.yaml"
+        self._code_server_port: int | None = None
+        """Where the code server will answer; None once the others were started behind it."""
+        self._ingestion: threading.Thread | None = None
 
     def first_pass(self, instance: DagsterInstance) -> Outcome:
         """Ingest once, as a run of Dagster in this process, and wait until the workers migrated all."""
@@ -117,9 +123,9 @@ class Pipeline:
         dead = len(self.services.ledger.batches("dead"))
         return Outcome(ingestion, error, result, max(lag_s, 0.0), dead, stuck)
 
-    def _ingest(self, instance: DagsterInstance, bar: Progress) -> tuple[dict[str, Any], str | None]:
+    def _ingest(self, instance: DagsterInstance, bar: Progress) -> tuple[dict[str, Any], Exception | None]:
         outcome: dict[str, Any] = {}
-        errors: list[BaseException] = []
+        errors: list[Exception] = []
 
         def run() -> None:
             try:
@@ -134,15 +140,15 @@ class Pipeline:
                 errors.append(error)
 
         task = bar.add_task("ingesting", total=None)
-        thread = threading.Thread(target=run, name="ingestion", daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(_POLL_S)
-            self.children.look_after()
+        self._ingestion = threading.Thread(target=run, name="ingestion", daemon=True)
+        self._ingestion.start()
+        while self._ingestion.is_alive():
+            self._ingestion.join(_POLL_S)
+            self.look_after()
             stored = sum(batch.size for batch in self.services.ledger.batches("open"))
             bar.update(task, completed=stored)
         bar.update(task, completed=outcome.get("fetched", 0), total=outcome.get("fetched", 1), visible=not errors)
-        return outcome, _sentence(errors[0]) if errors else None
+        return outcome, _root(errors[0]) if errors else None
 
     def _migrate(self, bar: Progress) -> int:
         """Wait until the backlog is empty; returns the number of batches that can't move now."""
@@ -164,7 +170,7 @@ class Pipeline:
                 next_tick = time.monotonic() + _TICK_S
             if stuck and stuck == len(left):
                 return stuck
-            self.children.look_after()
+            self.look_after()
             time.sleep(_POLL_S)
 
     def start_workers(self) -> None:
@@ -173,8 +179,7 @@ class Pipeline:
             self.children.start(f"worker-{number}", [sys.executable, "-m", "pipeline_poc", "worker"])
 
     def start_dagster(self) -> None:
-        """Start the code server and, once it answers, the UI and the daemon."""
-        settings = self.services.settings
+        """Start the code server; `look_after` starts the UI and the daemon once it answers."""
         port = free_port()
         self._workspace.write_text(
             f"load_from:\n  - grpc_server:\n      host: 127.0.0.1\n      port: {port}\n"
@@ -182,27 +187,28 @@ class Pipeline:
         )
         grpc = ["-m", "dagster", "api", "grpc", "--module-name", "pipeline_poc.definitions", "--host", "127.0.0.1"]
         self.children.start("code-server", [sys.executable, *grpc, "--port", str(port), "--log-level", "warning"])
-        threading.Thread(
-            target=self._start_behind_code_server, args=(port, settings), name="dagster", daemon=True
-        ).start()
+        self._code_server_port = port
 
-    def _start_behind_code_server(self, port: int, settings: Settings) -> None:
-        deadline = time.monotonic() + _UI_TIMEOUT_S
-        while not _listens("127.0.0.1", port) and time.monotonic() < deadline:
-            time.sleep(_POLL_S)
-        workspace = ["-w", str(self._workspace)]
-        address = ["-h", settings.web_host, "-p", str(settings.web_port)]
-        self.children.start("webserver", [sys.executable, "-m", "dagster_webserver", *address, *workspace])
-        self.children.start("daemon", [sys.executable, "-m", "dagster._daemon", "run", *workspace])
+    def look_after(self) -> None:
+        """Start what has died again, and what waits for the code server; to be called every second or so."""
+        self.children.look_after()
+        if self._code_server_port and _listens("127.0.0.1", self._code_server_port):
+            self._code_server_port = None
+            settings = self.services.settings
+            workspace = ["-w", str(self._workspace)]
+            address = ["-h", settings.web_host, "-p", str(settings.web_port)]
+            self.children.start("webserver", [sys.executable, "-m", "dagster_webserver", *address, *workspace])
+            self.children.start("daemon", [sys.executable, "-m", "dagster._daemon", "run", *workspace])
 
     def _await_ui(self) -> bool:
         """Wait until the UI answers; False if it doesn't within two minutes."""
         deadline = time.monotonic() + _UI_TIMEOUT_S
-        while time.monotonic() < deadline:
-            self.children.look_after()
-            with suppress(URLError, OSError), urlopen(f"{self.ui_url}/server_info", timeout=2):  # noqa: S310
-                return True
-            time.sleep(_POLL_S)
+        with self.console.status("starting the UI"):
+            while time.monotonic() < deadline:
+                self.look_after()
+                with suppress(URLError, OSError), urlopen(f"{self.ui_url}/server_info", timeout=2):  # noqa: S310
+                    return True
+                time.sleep(_POLL_S)
         return False
 
     @property
@@ -214,14 +220,24 @@ class Pipeline:
 
     def stay(self) -> None:
         """Say where the UI is and look after the children until the process is interrupted."""
+        data_dir = self.services.settings.data_dir
         self.console.print(
-            f"The UI is at [bold]{self.ui_url}[/]; Ctrl-C stops everything."
+            f"\nThe UI is at [bold]{self.ui_url}[/]\nThe data is in {data_dir}, the logs in {data_dir / 'logs'}\n"
+            "Ctrl-C stops everything"
             if self._await_ui()
-            else f"[red]The UI does not answer; see {self.children.log_path('webserver')}[/]"
+            else f"[red]The UI does not answer; the logs in {data_dir / 'logs'} say why.[/]"
         )
         while True:
-            self.children.look_after()
+            self.look_after()
             time.sleep(1.0)
+
+    def stop(self) -> None:
+        """Stop the children, and an ingestion that is still under way."""
+        self.children.stop()
+        if self._ingestion is not None:
+            # One that has just begun would open the stores behind our back; one that hangs has opened them.
+            self._ingestion.join(_INGESTION_STOP_S)
+        close_services()
 
 
 def first_pass_and_stay(
@@ -236,22 +252,26 @@ def first_pass_and_stay(
         show: Shows the outcome.
 
     Returns:
-        The outcome; None where the first pass was interrupted.
+        The outcome; None where the first pass did not come to its end.
 
     Raises:
-        ServiceStartError: Another `up` uses the same data, or the UI's port is taken.
+        ServiceStartError: Another `up` uses the same data, or the UI's port can't be used.
+        TransientError: A store went away during the first pass, and there is no staying.
     """
     outcome = None
-    if services.settings.may_use_stand_in:
-        _use_stand_in_if_offline(services, console)
     try:
         with _started(services, console, with_ui=not once) as (pipeline, instance):
-            outcome = pipeline.first_pass(instance)
-            show(outcome)
+            try:
+                outcome = pipeline.first_pass(instance)
+                show(outcome)
+            except TransientError as error:
+                if once:
+                    raise
+                console.print(f"[red]{error}[/]\nWhat is left follows by itself once that is over.")
             if not once:
                 pipeline.stay()
     except KeyboardInterrupt:
-        console.print("Stopped.")
+        return outcome
     return outcome
 
 
@@ -259,11 +279,14 @@ def _use_stand_in_if_offline(services: Services, console: Console) -> None:
     try:
         services.source.ping()
     except TransientError as error:
+        logger.info("stand-in used", extra={"reason": str(error)})
         services.start_stand_in()
         console.print(
-            f"[yellow]The public API can't be reached: {error}\n"
-            f"A stand-in with made-up posts takes its place: {services.source.shown_url}[/]"
+            f"[yellow]{PUBLIC_SOURCE_URL} can't be reached.\n"
+            f"A stand-in with made-up posts takes its place: {services.source.shown_url}[/]\n"
         )
+    except SourceAnswerError:
+        logger.debug("the API answers, though with a refusal: the ingestion will say so")
 
 
 @contextmanager
@@ -271,18 +294,17 @@ def _started(services: Services, console: Console, *, with_ui: bool) -> Iterator
     """Start the pipeline; stop every process of it at the end.
 
     Raises:
-        ServiceStartError: Another `up` uses the same data, or the UI's port is taken.
+        ServiceStartError: Another `up` uses the same data, or the UI's port can't be used.
     """
     settings = services.settings
     with _interrupts(), _alone(settings.data_dir):
         pipeline = Pipeline(services, console)
         for name in pipeline.children.end_leftovers():
             console.print(f"Ended a leftover of a killed start: {name}")
-        if with_ui and _listens(settings.web_host, settings.web_port):
-            raise ServiceStartError(
-                f"port {settings.web_port} (WEB_PORT) is in use by another program: "
-                f"stop it, or choose another port, such as WEB_PORT={settings.web_port + 1}"
-            )
+        if with_ui:
+            _check_port(settings.web_host, settings.web_port)
+        if settings.may_use_stand_in:
+            _use_stand_in_if_offline(services, console)
         os.environ["DAGSTER_HOME"] = str(_dagster_home(settings))
         with DagsterInstance.get() as instance:
             if settings.dagster_home is None:
@@ -294,16 +316,34 @@ def _started(services: Services, console: Console, *, with_ui: bool) -> Iterator
                 yield pipeline, instance
             finally:
                 # Whoever is impatient now would leave processes behind.
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-                pipeline.children.stop()
+                for number in _ENDING:
+                    signal.signal(number, signal.SIG_IGN)
+                if with_ui:
+                    console.print("\nStopping.")
+                pipeline.stop()
+
+
+def _check_port(host: str, port: int) -> None:
+    """Find out whether the UI can listen there.
+
+    Raises:
+        ServiceStartError: It can't.
+    """
+    remedy = f"choose another port, such as WEB_PORT={port + 1}"
+    # What listens at another address of "localhost" may be what the browser finds there.
+    if _listens(host, port) or _listens("localhost", port):
+        raise ServiceStartError(f"port {port} (WEB_PORT) is in use by another program: stop it, or {remedy}")
+    try:
+        socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
+    except OSError as error:
+        raise ServiceStartError(f"the UI can't use {host} port {port} (WEB_HOST, WEB_PORT): {error.strerror}") from None
 
 
 def _dagster_home(settings: Settings) -> Path:
-    if settings.dagster_home is not None:
-        return settings.dagster_home
-    home = settings.data_dir.absolute() / "dagster"
+    home = (settings.dagster_home or settings.data_dir / "dagster").absolute()
     home.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(Path(__file__).parent / "dagster.yaml", home / "dagster.yaml")
+    if settings.dagster_home is None:
+        shutil.copyfile(Path(__file__).parent / "dagster.yaml", home / "dagster.yaml")
     return home
 
 
@@ -316,8 +356,12 @@ def _end_runs(instance: DagsterInstance) -> None:
 @contextmanager
 def _alone(data_dir: Path) -> Iterator[None]:
     """Hold the right to run `up` on this data."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with (data_dir / "up.lock").open("a+") as lock:
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        lock = (data_dir / "up.lock").open("a+")
+    except OSError as error:
+        raise ServiceStartError(f"DATA_DIR can't be used: {error}") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -339,7 +383,7 @@ def _interrupts() -> Iterator[None]:
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    before = {number: signal.signal(number, interrupt) for number in _ENDING}
     try:
         yield
     finally:
@@ -355,11 +399,11 @@ def _listens(host: str, port: int) -> bool:
         return False
 
 
-def _sentence(error: BaseException) -> str:
-    """Return the text of the pipeline's own error among the causes, else the error's."""
+def _root(error: Exception) -> Exception:
+    """Return the pipeline's own error among the causes, else the error."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, PipelineError):
-            return str(cause)
+            return cause
         cause = cause.__cause__ or cause.__context__
-    return f"{type(error).__name__}: {error}"
+    return error

@@ -83,6 +83,10 @@ class MigrationWorker(SimpleWorker):
     Args:
         services: The stores; kept open between jobs.
         reporter: Is told of every migrated batch.
+
+    Attributes:
+        succeeded: Number of jobs that went well; RQ counts in Redis only.
+        failed: Number of attempts that did not.
     """
 
     def __init__(self, services: Services, reporter: Reporter) -> None:
@@ -99,11 +103,14 @@ class MigrationWorker(SimpleWorker):
         self.log_result_lifespan = False
         self._services = services
         self._reporter = reporter
+        self.succeeded = 0
+        self.failed = 0
         MigrationJob.handler = staticmethod(self._migrate)
 
     def _migrate(self, batch_id: str) -> dict[str, Any]:
         result: MigrationResult = self._services.migrate([batch_id])
         self._reporter.add(result)
+        self.succeeded += 1
         return result.summary()
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
@@ -111,6 +118,7 @@ class MigrationWorker(SimpleWorker):
 
         RQ asks `job.retries_left` next; it knows no decision that depends on the error.
         """
+        self.failed += 1
         error = _cause(cast(BaseException, exc_info[1]))
         attempt = (job.number_of_retries or 0) + 1
         decision = retry.decide(error, attempt, self._services.settings.job_policy)
@@ -132,7 +140,8 @@ class MigrationWorker(SimpleWorker):
             },
             exc_info=None if isinstance(error, PipelineError) else error,
         )
-        self._note(job.id, text, is_dead=decision.delay_s is None and not decision.systemic)
+        if not isinstance(error, RefusedJobError):  # Which says nothing about the batch of that name.
+            self._note(job.id, text, is_dead=decision.delay_s is None and not decision.systemic)
 
     def _note(self, batch_id: str, error: str, *, is_dead: bool) -> None:
         """Write the failure to the ledger; where that is away, the sensor finds the job failed."""
@@ -180,13 +189,9 @@ def run_worker(services: Services, *, burst: bool) -> int:
             housekeeper.join()
             logger.info(
                 "worker stopped",
-                extra={
-                    "worker": worker.name,
-                    "jobs": worker.successful_job_count,
-                    "failures": worker.failed_job_count,
-                },
+                extra={"worker": worker.name, "jobs": worker.succeeded, "failures": worker.failed},
             )
-        return worker.successful_job_count
+        return worker.succeeded
 
 
 def run_workers(count: int, *, burst: bool) -> int:

@@ -53,7 +53,7 @@ def migrated_posts(context: AssetExecutionContext, raw_posts: Backlog, services:
         services.raw_store,
         services.ledger,
         result,
-        worker=f"run-{context.run_id}",
+        worker=f"run-{context.run.run_id}",
         heartbeat_interval_s=services.settings.heartbeat_interval_s,
     )
     return RowStream(batches, result)

@@ -41,6 +41,7 @@ migrate_posts = define_asset_job(
     job=ingest_posts,
     cron_schedule="*/10 * * * *",
     execution_timezone="UTC",
+    description="Ingest every ten minutes, but never beside an ingestion that is still under way.",
     default_status=DefaultScheduleStatus.RUNNING,
 )
 def ingest_every_ten_minutes(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
@@ -52,6 +53,7 @@ def ingest_every_ten_minutes(context: ScheduleEvaluationContext) -> RunRequest |
 
 
 @sensor(
+    description="Put the backlog on the migration queue, a window at a time, and mend what outages left.",
     minimum_interval_seconds=_SENSOR_INTERVAL_S,
     default_status=DefaultSensorStatus.RUNNING,
 )

@@ -5,7 +5,8 @@ import threading
 from types import TracebackType
 from typing import Self
 
-from dagster import AssetMaterialization, DagsterError, DagsterInstance
+from dagster import AssetMaterialization, DagsterInstance
+from dagster._core.errors import DagsterHomeNotSetError
 
 from pipeline_poc.migration import MigrationResult
 from pipeline_poc.orchestration.metadata import migration_metadata
@@ -21,7 +22,8 @@ _INTERVAL_S = 5.0
 class Reporter:
     """Collects results and reports their sum now and then, and once more when it is closed.
 
-    Without DAGSTER_HOME there is nobody to tell. A report that fails is made with the next one.
+    Without DAGSTER_HOME there is nobody to tell. A report that fails is made with the next one;
+    Dagster's storage is opened by the first report, since it may be away when a worker starts.
     """
 
     def __init__(self, interval_s: float = _INTERVAL_S) -> None:
@@ -30,11 +32,7 @@ class Reporter:
         self._sum: MigrationResult | None = None
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reporter", daemon=True)
-        try:
-            self._instance: DagsterInstance | None = DagsterInstance.get()
-        except DagsterError:
-            self._instance = None
-            logger.info("no reports to Dagster: DAGSTER_HOME is not set")
+        self._instance: DagsterInstance | None = None
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -49,7 +47,7 @@ class Reporter:
 
     def add(self, result: MigrationResult) -> None:
         """Take a result into the next report."""
-        if result.batches and self._instance is not None:
+        if result.batches:
             with self._lock:
                 if self._sum is None:
                     self._sum = MigrationResult()
@@ -62,11 +60,15 @@ class Reporter:
     def _report(self) -> None:
         with self._lock:
             result, self._sum = self._sum, None
-        if result is None or self._instance is None:
+        if result is None:
             return
         try:
+            if self._instance is None:
+                self._instance = DagsterInstance.get()
             event = AssetMaterialization(ASSET, description="by workers", metadata=migration_metadata(result))
             self._instance.report_runless_asset_event(event)
+        except DagsterHomeNotSetError:
+            logger.debug("no reports to Dagster: DAGSTER_HOME is not set")
         except Exception as error:  # noqa: BLE001 - whatever Dagster's storage raises, the posts are migrated
             logger.warning("report to Dagster failed", extra={"error": f"{type(error).__name__}: {error}"})
             self.add(result)

@@ -1,0 +1,137 @@
+"""Fixtures of all tests: real servers, started when first needed, once for the whole run.
+
+A server that can't be started fails the run; it never skips tests. Tests may kill, stop or pause
+the servers of the run: whoever uses one next gets it up again.
+"""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from pipeline_poc.settings import Settings
+from pipeline_poc.stand_in import StandIn
+from pipeline_poc_tests.servers import MariaDB, Mongo, Redis
+
+_left_out = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the one way of running without MariaDB."""
+    parser.addoption("--without-mysql", action="store_true", help="leave out, and list, the tests that need MariaDB")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Declare the marker of the tests that need MariaDB."""
+    config.addinivalue_line("markers", "mysql: needs MariaDB; set by itself where the fixtures tell")
+    config.stash[_left_out] = []
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Mark what needs MariaDB; leave it out if asked to, else insist on MariaDB."""
+    for item in items:
+        if "mariadb" in getattr(item, "fixturenames", ()):
+            item.add_marker("mysql")
+    yield  # Here -k and -m choose.
+    needing = [item for item in items if item.get_closest_marker("mysql")]
+    if config.getoption("--without-mysql"):
+        items[:] = [item for item in items if item not in needing]
+        config.stash[_left_out] = [item.nodeid for item in needing]
+        config.hook.pytest_deselected(items=needing)
+    elif needing and MariaDB.binary() is None:
+        pytest.exit(
+            f"{len(needing)} of these tests need MariaDB; install it:\n"
+            "    sudo apt-get install mariadb-server\n"
+            "or leave those tests out with --without-mysql",
+            returncode=pytest.ExitCode.USAGE_ERROR,
+        )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """List the tests that were left out, so that nobody takes the run for a whole one."""
+    if left_out := config.stash[_left_out]:
+        terminalreporter.section("NOT TESTED: --without-mysql", red=True, bold=True)
+        for node_id in left_out:
+            terminalreporter.line(node_id)
+        terminalreporter.line(f"{len(left_out)} tests that need MariaDB were left out", red=True, bold=True)
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No test sees the settings of the person who runs it, nor a .env of theirs."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    """The MariaDB of the run."""
+    with MariaDB() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mongo() -> Iterator[Mongo]:
+    """The MongoDB server of the run."""
+    with Mongo() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> Iterator[Redis]:
+    """The Redis server of the run."""
+    with Redis() as server:
+        yield server
+
+
+@pytest.fixture
+def mongo_url(mongo: Mongo) -> str:
+    """URL of a MongoDB that is up; see `mongo_database`."""
+    mongo.start()
+    return mongo.url
+
+
+@pytest.fixture
+def mongo_database() -> str:
+    """Name of a database that no other test uses."""
+    return f"test_{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture
+def redis_url(redis_server: Redis) -> str:
+    """URL of an empty Redis database."""
+    redis_server.start()
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushdb()
+    return redis_server.url
+
+
+@pytest.fixture
+def sql_url(mariadb: MariaDB) -> Iterator[str]:
+    """URL of an empty MariaDB database that no other test uses."""
+    database = f"test_{uuid.uuid4().hex[:12]}"
+    mariadb.start()
+    yield mariadb.url(database)
+    mariadb.start()
+    mariadb.execute(f"DROP DATABASE {database}")
+
+
+@pytest.fixture(params=["sqlite", pytest.param("mariadb", marks=pytest.mark.mysql)])
+def any_sql_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """URL of an empty relational database; the test runs once for each kind."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'relational.db'}"
+    url: str = request.getfixturevalue("sql_url")
+    return url
+
+
+@pytest.fixture
+def stand_in() -> Iterator[StandIn]:
+    """A source that behaves as the test tells it to."""
+    with StandIn() as server:
+        yield server

@@ -1,0 +1,70 @@
+"""What runs by itself: the schedule and the sensor."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from dagster import (
+    DagsterInstance,
+    DagsterRunStatus,
+    RunRequest,
+    SkipReason,
+    build_schedule_context,
+    build_sensor_context,
+)
+
+from pipeline_poc.definitions import defs
+from pipeline_poc.errors import ServiceUnavailable
+from pipeline_poc.orchestration.automation import enqueue_backlog, ingest_every_ten_minutes
+from pipeline_poc.orchestration.resources import PipelineResource
+from pipeline_poc.services import Services
+from pipeline_poc_tests.servers import Redis
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[DagsterInstance]:
+    """An instance that a schedule can be evaluated with."""
+    with DagsterInstance.local_temp(str(tmp_path)) as instance:
+        yield instance
+
+
+def test_the_schedule(home: DagsterInstance) -> None:
+    """The schedule requests a run, unless one of the same job is under way; then it says which."""
+    ingest, migrate = defs.resolve_job_def("ingest_posts"), defs.resolve_job_def("migrate_posts")
+    home.create_run_for_job(migrate, status=DagsterRunStatus.STARTED)
+    for status in (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED):
+        home.create_run_for_job(ingest, status=status)
+        with build_schedule_context(instance=home) as context:
+            assert isinstance(ingest_every_ten_minutes(context), RunRequest)
+    for name in ("NOT_STARTED", "STARTING", "STARTED", "CANCELING"):
+        run = home.create_run_for_job(ingest, status=DagsterRunStatus(name))
+        with build_schedule_context(instance=home) as context:
+            outcome = ingest_every_ten_minutes(context)
+        assert isinstance(outcome, SkipReason)
+        assert run.run_id in (outcome.skip_message or "")
+        home.delete_run(run.run_id)
+
+
+def test_the_sensor(pipeline: Services, instance: DagsterInstance) -> None:
+    """A tick enqueues the backlog, and its reason says what it did; a tick without work says that."""
+    pipeline.ingest()
+    with build_sensor_context(instance=instance, resources={"services": PipelineResource()}) as context:
+        outcome = enqueue_backlog(context)
+        assert isinstance(outcome, SkipReason)
+        assert outcome.skip_message == "enqueued 10 batches (100 posts); 10 jobs outstanding"
+    with build_sensor_context(instance=instance, resources={"services": PipelineResource()}) as context:
+        again = enqueue_backlog(context)
+        assert isinstance(again, SkipReason)
+        assert again.skip_message == "nothing to enqueue; 10 jobs outstanding"
+    assert len(pipeline.queue.snapshot().queued) == 10
+
+
+def test_an_outage_fails_the_tick(pipeline: Services, instance: DagsterInstance, redis_server: Redis) -> None:
+    """A tick that can't reach the queue fails, so that the UI shows an outage and not idleness."""
+    redis_server.kill()
+    with (
+        build_sensor_context(instance=instance, resources={"services": PipelineResource()}) as context,
+        pytest.raises(ServiceUnavailable, match="REDIS_URL"),
+    ):
+        enqueue_backlog(context)
+    redis_server.start()

@@ -1,0 +1,48 @@
+"""Posts for tests."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from pipeline_poc.posts import Post, StoredPost, content_hash
+from pipeline_poc.raw_store import HashedPost
+
+LONG_AGO = datetime(2020, 2, 29, 23, 59, 58, 999_000, tzinfo=UTC)
+"""A time that any clock of today differs from."""
+
+NASTY_CODES = {
+    "no id": "missing_field",
+    "id as text": "wrong_type",
+    "null id": "null_field",
+    "negative id": "out_of_range",
+    "id above INT": "out_of_range",
+    "float id": "wrong_type",
+    "boolean id": "wrong_type",
+    "no title": "missing_field",
+    "null title": "null_field",
+    "numeric title": "wrong_type",
+    "object as title": "wrong_type",
+    "body of 70 kB": "too_long",
+    "lone surrogate": "invalid_unicode",
+    "NaN": "wrong_type",
+    "text, not an object": "not_an_object",
+    "null, not an object": "not_an_object",
+    "list, not an object": "not_an_object",
+}
+"""The reason code of each of `NASTY_RECORDS`."""
+
+
+def record(external_id: int, title: str = "t", **others: Any) -> dict[str, Any]:
+    """Return a record as the source serves it."""
+    return {"userId": 1, "id": external_id, "title": title, "body": "b", **others}
+
+
+def hashed(external_id: int, title: str = "t") -> HashedPost:
+    """Return a post as an ingestion holds it."""
+    post = Post.model_validate(record(external_id, title))
+    return HashedPost(post, content_hash(post.external_id, post.user_id, post.title, post.body))
+
+
+def stored(external_id: int, title: str = "t", body: str = "b", *, version: int = 1) -> StoredPost:
+    """Return a post as a migration reads it."""
+    digest = content_hash(external_id, 1, title, body)
+    return StoredPost(external_id, 1, title, body, digest, version, LONG_AGO)
