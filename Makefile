@@ -8,6 +8,9 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	"$$python" -c 'import sys, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null \
 	&& echo "$$python" && break; done)
 
+# The instance of `make run`; in .env, so that the dagster commands find it, which insist on one.
+DAGSTER_HOME := $(CURDIR)/.pipeline_poc/dagster
+
 # Written last: an environment without it was interrupted, and is made anew.
 INSTALLED := .venv/installed
 
@@ -29,6 +32,8 @@ $(INSTALLED): requirements.lock pyproject.toml
 		|| { echo 'uv has failed; pip goes on, which takes a minute ...' && .venv/bin/pip install --quiet \
 			--disable-pip-version-check --require-hashes --no-deps -r requirements.lock; }
 	@.venv/bin/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@mkdir -p $(DAGSTER_HOME) && cp dagster.yaml $(DAGSTER_HOME)/
+	@test -e .env || printf '%s\n' '# Made by `make install`; all settings stand in .env.example.' 'DAGSTER_HOME=$(DAGSTER_HOME)' > .env
 	@touch $@
 
 run: install  ## Start the whole pipeline; Ctrl-C stops it

@@ -3,7 +3,8 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -89,19 +90,23 @@ def ingest(source: Source, raw_store: RawStore, ledger: Ledger, *, batch_size: i
         TerminalError: The source served records, and none of them is a post.
     """
     result = IngestionResult()
-    for batch in read(source, raw_store, result, batch_size=batch_size):
-        store(batch, raw_store, ledger, result)
+    with closing(read(source, raw_store, result, batch_size=batch_size)) as batches:
+        for batch in batches:
+            store(batch, raw_store, ledger, result)
     return result
 
 
-def read(source: Source, raw_store: RawStore, result: IngestionResult, *, batch_size: int) -> Iterator[ParsedBatch]:
+def read(
+    source: Source, raw_store: RawStore, result: IngestionResult, *, batch_size: int
+) -> Generator[ParsedBatch, None, None]:
     """Fetch and yield batches of records to `store`, one at a time.
 
     A batch counts as stored when the next one is asked for; when all are, the ETag is kept.
     Raises as `ingest` does.
     """
     state_key = hashlib.blake2b(source.url.encode(), digest_size=16).hexdigest()
-    with source.fetch(_usable_etag(raw_store, state_key)) as answer:
+    state = raw_store.load_state(state_key)
+    with source.fetch(_usable_etag(state, raw_store)) as answer:
         result.not_modified = answer.not_modified
         result.fetched = answer.count
         seen = _SeenIds()
@@ -116,7 +121,9 @@ def read(source: Source, raw_store: RawStore, result: IngestionResult, *, batch_
         _finish(result)
         if not answer.not_modified:
             values = {"etag": answer.etag, "ingestedAt": result.started_at, "version": _STATE_VERSION}
-            raw_store.save_state(state_key, {"url": source.shown_url, **values})
+            if not raw_store.save_state(state_key, {"url": source.shown_url, **values}, before=state):
+                # Another ingestion ended meanwhile: which answer is the newer one, nobody knows.
+                raw_store.drop_state(state_key)
 
 
 def store(batch: ParsedBatch, raw_store: RawStore, ledger: Ledger, result: IngestionResult) -> None:
@@ -157,8 +164,7 @@ def take_over(batch_id: str, created_at: datetime, raw_store: RawStore, ledger: 
     return moved
 
 
-def _usable_etag(raw_store: RawStore, state_key: str) -> str | None:
-    state = raw_store.load_state(state_key)
+def _usable_etag(state: dict[str, Any], raw_store: RawStore) -> str | None:
     if state.get("version") != _STATE_VERSION or utc_now() - state["ingestedAt"] > _ETAG_MAX_AGE:
         return None
     # Somebody may have emptied the store since.

@@ -123,9 +123,6 @@ class Children:
                 child.process.wait(max(0.05, deadline - time.monotonic()))
             _signal_group(child.process.pid, signal.SIGKILL)
             child.process.wait()
-        # A signal can come between the birth of a child and its entry in the list.
-        for unlisted in psutil.Process().children():
-            _signal_group(unlisted.pid, signal.SIGKILL)
         self._children.clear()
         self._list.unlink(missing_ok=True)
 
@@ -151,6 +148,13 @@ class Children:
         new = self._list.with_suffix(".new")
         new.write_text(json.dumps(entries))
         new.replace(self._list)
+
+
+def end_descendants() -> None:
+    """Kill what is left below this process: a child that a signal kept from being listed, a library's helpers."""
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any, TypeVar
 
 from pymongo import ASCENDING, InsertOne, UpdateOne
-from pymongo.errors import BulkWriteError
+from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from pipeline_poc.errors import TransientError
 from pipeline_poc.mongo import Document, Mongo
@@ -334,10 +334,29 @@ class RawStore:
         with self._mongo.translated():
             return self._state.find_one({"_id": key}) or {}
 
-    def save_state(self, key: str, values: Mapping[str, Any]) -> None:
-        """Keep values about the ingestion under a key, beside what is there."""
+    def save_state(self, key: str, values: Document, *, before: Document) -> bool:
+        """Keep values about an ingestion under a key, if nobody else has done so in the meantime.
+
+        Args:
+            key: Of the source.
+            values: With ``ingestedAt``, which tells ingestions apart.
+            before: What `load_state` returned at the begin of the ingestion.
+
+        Returns:
+            Whether they were kept.
+        """
         with self._mongo.translated():
-            self._state.update_one({"_id": key}, {"$set": dict(values)}, upsert=True)
+            try:
+                expected = {"_id": key, "ingestedAt": before.get("ingestedAt")}
+                self._state.update_one(expected, {"$set": values}, upsert=True)
+            except DuplicateKeyError:
+                return False
+        return True
+
+    def drop_state(self, key: str) -> None:
+        """Forget what is kept under a key."""
+        with self._mongo.translated():
+            self._state.delete_one({"_id": key})
 
 
 def _unmigrated(batch_id: str | None) -> Document:

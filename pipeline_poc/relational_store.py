@@ -4,8 +4,8 @@ Rows are written with one guarded upsert: a row never goes back to an older vers
 whatever is retried, repeated or overtaken. Times are UTC without fractions.
 """
 
+import fcntl
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -138,22 +138,19 @@ class RelationalStore:
             return
         from pipeline_poc.migrations import upgrade  # noqa: PLC0415 - Alembic is needed once in the life of a database
 
-        with self._translated():
-            if not _is_sqlite(self._engine.url):
-                with self._schema_lock():
-                    if not self._schema_is_current():
-                        upgrade(self._engine)
-                return
-            try:
+        with self._translated(), self._schema_lock():
+            if not self._schema_is_current():
                 upgrade(self._engine)
-            except sa.exc.OperationalError:
-                # SQLite has no such lock: another process may be at it, then the outcome is the same.
-                time.sleep(1.0)
-                if not self._schema_is_current():
-                    raise
 
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:
+        """Keep other processes from upgrading at the same time."""
+        url = self._engine.url
+        if _is_sqlite(url):
+            with Path(f"{url.database}.lock").open("a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            return
         with self._engine.connect() as connection:
             if connection.execute(sa.text(f"SELECT GET_LOCK('{_SCHEMA_LOCK}', {_SCHEMA_LOCK_S})")).scalar() != 1:
                 raise self._unavailable(f"another process has been upgrading the schema for {_SCHEMA_LOCK_S} s")

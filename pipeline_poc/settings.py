@@ -5,10 +5,10 @@ This module is the only reader of the environment. `load_settings` reads the env
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from pipeline_poc.errors import SettingsError
@@ -112,6 +112,14 @@ class Settings(BaseSettings):
             raise ValueError("is set, but empty; unset it to get the default")
         return value
 
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.heartbeat_timeout_s < 2 * self.heartbeat_interval_s:
+            raise ValueError("HEARTBEAT_TIMEOUT_S must be at least twice HEARTBEAT_INTERVAL_S")
+        if self.retry_cap_s < self.retry_base_s:
+            raise ValueError("RETRY_CAP_S must not be below RETRY_BASE_S")
+        return self
+
     @property
     def source_policy(self) -> RetryPolicy:
         """How the source is retried within an ingestion."""
@@ -142,7 +150,7 @@ def load_settings(*, env_file: Path | None = Path(".env"), **overrides: Any) -> 
         return Settings(_env_file=env_file, **overrides)
     except ValidationError as error:
         problems = [
-            f"{str(problem['loc'][0]).upper()} {problem['msg'].removeprefix('Value error, ')}"
+            f"{str(*problem['loc'][:1]).upper()} {problem['msg'].removeprefix('Value error, ')}".strip()
             for problem in error.errors(include_url=False, include_input=False, include_context=False)
         ]
         raise SettingsError("; ".join(problems)) from None

@@ -3,7 +3,6 @@
 import fcntl
 import logging
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -18,15 +17,21 @@ from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
 
-from dagster import DagsterInstance, DagsterRunStatus, RunsFilter
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pipeline_poc.definitions import defs
 from pipeline_poc.embedded import free_port
 from pipeline_poc.errors import PipelineError, ServiceStartError, SourceAnswerError, TransientError
+from pipeline_poc.orchestration.instance import (
+    DagsterInstance,
+    fail_unfinished_runs,
+    ingest_in_process,
+    instance_of,
+    prepare_home,
+)
 from pipeline_poc.orchestration.resources import close_services
-from pipeline_poc.processes import Children
+from pipeline_poc.processes import Children, end_descendants
 from pipeline_poc.reconciliation import Reconciliation
 from pipeline_poc.services import Services
 from pipeline_poc.settings import PUBLIC_SOURCE_URL, Settings
@@ -37,14 +42,9 @@ _POLL_S = 0.25
 _TICK_S = 1.0
 """While `up` waits for the first migration it enqueues more often than the sensor would."""
 _UI_TIMEOUT_S = 120.0
-_INGESTION_STOP_S = 2.0
+_INGESTION_STOP_S = 5.0
+"""So long an ingestion may go on after it was asked to stop."""
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_DEAD = [
-    DagsterRunStatus.NOT_STARTED,
-    DagsterRunStatus.STARTING,
-    DagsterRunStatus.STARTED,
-    DagsterRunStatus.CANCELING,
-]
 
 
 @dataclass(slots=True)
@@ -100,7 +100,8 @@ class Pipeline:
         self._workspace = settings.data_dir / "workspace.yaml"
         self._code_server_port: int | None = None
         """Where the code server will answer; None once the others were started behind it."""
-        self._ingestion: threading.Thread | None = None
+        self._ingestion_ended = threading.Event()
+        self._ingestion_ended.set()
 
     def first_pass(self, instance: DagsterInstance) -> Outcome:
         """Ingest once, as a run of Dagster in this process, and wait until the workers migrated all."""
@@ -129,21 +130,17 @@ class Pipeline:
 
         def run() -> None:
             try:
-                run = defs.resolve_job_def("ingest_posts").execute_in_process(
-                    instance=instance,
-                    run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-                    tags={"pipeline_poc/started_by": "up"},
-                )
-                metadata = run.asset_materializations_for_node("raw_posts")[0].metadata
-                outcome.update({name: entry.value for name, entry in metadata.items()})
+                outcome.update(ingest_in_process(defs, instance))
             except Exception as error:  # noqa: BLE001 - Dagster wraps ours in its own
                 errors.append(error)
+            finally:
+                self._ingestion_ended.set()
 
         task = bar.add_task("ingesting", total=None)
-        self._ingestion = threading.Thread(target=run, name="ingestion", daemon=True)
-        self._ingestion.start()
-        while self._ingestion.is_alive():
-            self._ingestion.join(_POLL_S)
+        self._ingestion_ended.clear()
+        threading.Thread(target=run, name="ingestion", daemon=True).start()
+        # A thread whose `join` is interrupted counts as ended, before Python 3.13; an event is safe.
+        while not self._ingestion_ended.wait(_POLL_S):
             self.look_after()
             stored = sum(batch.size for batch in self.services.ledger.batches("open"))
             bar.update(task, completed=stored)
@@ -233,10 +230,11 @@ class Pipeline:
 
     def stop(self) -> None:
         """Stop the children, and an ingestion that is still under way."""
+        deadline = time.monotonic() + _INGESTION_STOP_S
         self.children.stop()
-        if self._ingestion is not None:
-            # One that has just begun would open the stores behind our back; one that hangs has opened them.
-            self._ingestion.join(_INGESTION_STOP_S)
+        # One that has just begun would open the stores behind our back; one that hangs has opened them.
+        self._ingestion_ended.wait(max(0.0, deadline - time.monotonic()))
+        end_descendants()
         close_services()
 
 
@@ -305,10 +303,7 @@ def _started(services: Services, console: Console, *, with_ui: bool) -> Iterator
             _check_port(settings.web_host, settings.web_port)
         if settings.may_use_stand_in:
             _use_stand_in_if_offline(services, console)
-        os.environ["DAGSTER_HOME"] = str(_dagster_home(settings))
-        with DagsterInstance.get() as instance:
-            if settings.dagster_home is None:
-                _end_runs(instance)
+        with _instance(settings) as instance:
             try:
                 pipeline.start_workers()
                 if with_ui:
@@ -339,18 +334,21 @@ def _check_port(host: str, port: int) -> None:
         raise ServiceStartError(f"the UI can't use {host} port {port} (WEB_HOST, WEB_PORT): {error.strerror}") from None
 
 
-def _dagster_home(settings: Settings) -> Path:
-    home = (settings.dagster_home or settings.data_dir / "dagster").absolute()
-    home.mkdir(parents=True, exist_ok=True)
-    if settings.dagster_home is None:
-        shutil.copyfile(Path(__file__).parent / "dagster.yaml", home / "dagster.yaml")
-    return home
-
-
-def _end_runs(instance: DagsterInstance) -> None:
-    """Fail the runs that were under way when the last `up` ended: nothing executes them any more."""
-    for run in instance.get_runs(RunsFilter(statuses=_DEAD)):
-        instance.report_run_failed(run, "Its process ended together with `pipeline-poc up`.")
+@contextmanager
+def _instance(settings: Settings) -> Iterator[DagsterInstance]:
+    """Open Dagster's instance, for the children too; what nobody else can be using is put in order first."""
+    own = settings.data_dir.absolute() / "dagster"
+    home = settings.dagster_home or own
+    os.environ["DAGSTER_HOME"] = str(home)
+    if home != own:
+        # Two daemons on one instance would both start what its schedules want.
+        with _alone(home), instance_of(home) as instance:
+            yield instance
+        return
+    prepare_home(home)
+    with instance_of(home) as instance:
+        fail_unfinished_runs(instance)
+        yield instance
 
 
 @contextmanager

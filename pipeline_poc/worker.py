@@ -177,7 +177,7 @@ def run_worker(services: Services, *, burst: bool) -> int:
     """
     services.open_all()
     done = threading.Event()
-    with Reporter() as reporter:
+    with Reporter(services.settings.dagster_home) as reporter:
         housekeeper = threading.Thread(target=_keep_house, args=(services, done), name="housekeeping", daemon=True)
         housekeeper.start()
         worker = MigrationWorker(services, reporter)

@@ -24,7 +24,7 @@ class RawStoreIOManager(ConfigurableIOManager):
     def handle_output(self, context: OutputContext, obj: PostStream) -> None:
         """Store every batch of the stream."""
         services = self.services
-        with _plain_failures():
+        with _plain_failures(), closing(obj.batches):
             for batch in obj.batches:
                 ingestion.store(batch, services.raw_store, services.ledger, obj.result)
                 context.log.info("stored %s of %s records", _accounted(obj.result), obj.result.fetched)

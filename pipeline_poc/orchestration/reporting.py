@@ -2,11 +2,11 @@
 
 import logging
 import threading
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from dagster import AssetMaterialization, DagsterInstance
-from dagster._core.errors import DagsterHomeNotSetError
 
 from pipeline_poc.migration import MigrationResult
 from pipeline_poc.orchestration.metadata import migration_metadata
@@ -22,11 +22,16 @@ _INTERVAL_S = 5.0
 class Reporter:
     """Collects results and reports their sum now and then, and once more when it is closed.
 
-    Without DAGSTER_HOME there is nobody to tell. A report that fails is made with the next one;
-    Dagster's storage is opened by the first report, since it may be away when a worker starts.
+    A report that fails is made with the next one; Dagster's storage is opened by the first
+    report, since it may be away when a worker starts.
+
+    Args:
+        home: DAGSTER_HOME; None where there is nobody to tell.
+        interval_s: Pause between two reports, in seconds.
     """
 
-    def __init__(self, interval_s: float = _INTERVAL_S) -> None:
+    def __init__(self, home: Path | None, *, interval_s: float = _INTERVAL_S) -> None:
+        self._home = home
         self._interval_s = interval_s
         self._lock = threading.Lock()
         self._sum: MigrationResult | None = None
@@ -47,7 +52,7 @@ class Reporter:
 
     def add(self, result: MigrationResult) -> None:
         """Take a result into the next report."""
-        if result.batches:
+        if result.batches and self._home is not None:
             with self._lock:
                 if self._sum is None:
                     self._sum = MigrationResult()
@@ -64,11 +69,9 @@ class Reporter:
             return
         try:
             if self._instance is None:
-                self._instance = DagsterInstance.get()
+                self._instance = DagsterInstance.from_config(str(self._home))
             event = AssetMaterialization(ASSET, description="by workers", metadata=migration_metadata(result))
             self._instance.report_runless_asset_event(event)
-        except DagsterHomeNotSetError:
-            logger.debug("no reports to Dagster: DAGSTER_HOME is not set")
         except Exception as error:  # noqa: BLE001 - whatever Dagster's storage raises, the posts are migrated
             logger.warning("report to Dagster failed", extra={"error": f"{type(error).__name__}: {error}"})
             self.add(result)

@@ -11,7 +11,7 @@ from pipeline_poc.migration import MigrationResult, PendingBatch
 class PostStream:
     """Batches of validated posts to store; the result is complete when they are used up."""
 
-    batches: Iterator[ParsedBatch]
+    batches: Generator[ParsedBatch, None, None]
     result: IngestionResult
 
 

@@ -202,6 +202,20 @@ def test_the_etag_is_not_used_once_the_store_was_emptied(services: Services, dat
     assert (result.not_modified, result.new) == (False, 100)
 
 
+def test_an_overtaken_ingestion_trusts_no_etag(services: Services, stand_in: StandIn) -> None:
+    """Of two ingestions at once nobody knows whose answer was newer: the next one asks for everything."""
+    result = IngestionResult()
+    slow = ingestion.read(services.source, services.raw_store, result, batch_size=1000)
+    batch = next(slow)
+    stand_in.behaviour = {"changed": "7"}
+    services.ingest()
+    # The slow one holds the older answer, stores it last, and must not leave the newer ETag in force.
+    ingestion.store(batch, services.raw_store, services.ledger, result)
+    assert result.changed == 1
+    assert next(slow, None) is None
+    assert services.ingest().changed == 1
+
+
 def test_the_etag_ages(services: Services, database: Documents) -> None:
     """Everything is fetched at least once a day, and after a change of how posts are read."""
     services.ingest()

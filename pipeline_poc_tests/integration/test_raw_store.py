@@ -176,11 +176,18 @@ def test_states_are_those_of_the_content(raw_store: RawStore, database: Document
 
 
 def test_state_of_the_ingestion(raw_store: RawStore) -> None:
-    """Values are kept under a key, beside what is there."""
+    """An ingestion's state is kept, unless another ingestion kept its own since this one began."""
+    first = {"ingestedAt": AT, "etag": "a"}
+    second = {"ingestedAt": AT + timedelta(seconds=1), "etag": "b"}
+    nothing = raw_store.load_state("k")
+    assert nothing == {}
+    assert raw_store.save_state("k", first, before=nothing)
+    assert not raw_store.save_state("k", second, before=nothing)
+    assert raw_store.load_state("k") == {"_id": "k", **first}
+    assert raw_store.save_state("k", second, before=raw_store.load_state("k"))
+    assert raw_store.load_state("k") == {"_id": "k", **second}
+    raw_store.drop_state("k")
     assert raw_store.load_state("k") == {}
-    raw_store.save_state("k", {"etag": "a", "at": AT})
-    raw_store.save_state("k", {"etag": "b"})
-    assert raw_store.load_state("k") == {"_id": "k", "etag": "b", "at": AT}
 
 
 def test_indexes_again(raw_store: RawStore, database: Documents) -> None:

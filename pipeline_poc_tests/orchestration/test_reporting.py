@@ -32,7 +32,7 @@ def result(migrated: int) -> MigrationResult:
 
 def test_results_are_added_up(dagster_home: Path) -> None:
     """Many batches become one report without a run, with the sum of their numbers."""
-    with Reporter() as reporter:
+    with Reporter(dagster_home) as reporter:
         for migrated in (1, 2, 3):
             reporter.add(result(migrated))
         reporter.add(MigrationResult())
@@ -44,7 +44,7 @@ def test_results_are_added_up(dagster_home: Path) -> None:
 def test_reports_come_now_and_then(dagster_home: Path) -> None:
     """What was migrated is reported while the worker goes on, not only at its end; nothing is reported twice."""
     assert reports() == []  # Which sets up the storage: Dagster can't do that twice at once.
-    with Reporter(interval_s=0.05) as reporter:
+    with Reporter(dagster_home, interval_s=0.05) as reporter:
         reporter.add(result(1))
         deadline = time.monotonic() + 20
         while not reports() and time.monotonic() < deadline:
@@ -56,7 +56,7 @@ def test_reports_come_now_and_then(dagster_home: Path) -> None:
 
 def test_no_work_no_report(dagster_home: Path) -> None:
     """Jobs that had nothing to do leave no trace in Dagster's event log."""
-    with Reporter(interval_s=0.01) as reporter:
+    with Reporter(dagster_home, interval_s=0.01) as reporter:
         reporter.add(MigrationResult())
         time.sleep(0.05)
     assert reports() == []
@@ -64,7 +64,7 @@ def test_no_work_no_report(dagster_home: Path) -> None:
 
 def test_nobody_to_tell() -> None:
     """Without DAGSTER_HOME there are no reports and no errors."""
-    with Reporter(interval_s=0.01) as reporter:
+    with Reporter(None, interval_s=0.01) as reporter:
         reporter.add(result(1))
 
 
@@ -74,7 +74,7 @@ def test_a_failing_storage_fails_nothing(dagster_home: Path, monkeypatch: pytest
     def refuse(*_: Any) -> None:
         raise OSError("disk full")
 
-    with Reporter(interval_s=3600) as reporter:
+    with Reporter(dagster_home, interval_s=3600) as reporter:
         reporter.add(result(1))
         with monkeypatch.context() as patched:
             patched.setattr(DagsterInstance, "report_runless_asset_event", refuse)
@@ -89,7 +89,7 @@ def test_an_instance_that_cannot_be_opened_fails_nothing(dagster_home: Path) -> 
     (dagster_home / "dagster.yaml").write_text(
         "storage:\n  mysql:\n    mysql_url: mysql+pymysql://nobody:nothing@127.0.0.1:1/none\n", encoding="utf-8"
     )
-    with Reporter(interval_s=3600) as reporter:
+    with Reporter(dagster_home, interval_s=3600) as reporter:
         reporter.add(result(1))
 
 
@@ -97,7 +97,8 @@ def test_a_worker_reports(pipeline: Services, dagster_home: Path) -> None:
     """What a worker migrated is a materialization of the asset, with rows, batches and time."""
     pipeline.ingest()
     pipeline.tick()
-    assert run_worker(pipeline, burst=True) == 10
+    with Services(pipeline.settings.model_copy(update={"dagster_home": dagster_home})) as services:
+        assert run_worker(services, burst=True) == 10
     found = reports()
     assert sum(report["migrated"] for report in found) == 100
     assert sum(report["batches"] for report in found) == 10

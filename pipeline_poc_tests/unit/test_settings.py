@@ -146,6 +146,24 @@ def test_urls_of_all_kinds(monkeypatch: pytest.MonkeyPatch, name: str, value: st
     assert getattr(load_settings(), name.lower()).get_secret_value() == value
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"HEARTBEAT_INTERVAL_S": "20"}, "HEARTBEAT_TIMEOUT_S must be at least twice HEARTBEAT_INTERVAL_S"),
+        ({"RETRY_BASE_S": "90"}, "RETRY_CAP_S must not be below RETRY_BASE_S"),
+    ],
+)
+def test_settings_that_contradict_each_other(
+    monkeypatch: pytest.MonkeyPatch, values: dict[str, str], message: str
+) -> None:
+    """Two settings that make no sense together are both named."""
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError) as raised:
+        load_settings()
+    assert str(raised.value) == message
+
+
 def test_every_setting_is_described() -> None:
     """Each setting has a description, a sentence."""
     for name, field in Settings.model_fields.items():

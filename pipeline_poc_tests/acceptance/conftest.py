@@ -1,0 +1,211 @@
+"""Fixtures of the acceptance tests: programs, and what they need beyond the package itself.
+
+Node and Chromium are not needed to use the pipeline. Where one is missing, the tests that need it
+fail in CI; elsewhere they are left out, and the end of the run says so.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pymongo
+import pymysql
+import pytest
+import redis
+from sqlalchemy.engine import make_url
+
+from pipeline_poc_tests.acceptance.jsonplaceholder import JsonPlaceholder
+from pipeline_poc_tests.acceptance.programs import Programs
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A program that some tests need.
+
+    Attributes:
+        fixture: Whoever asks for it needs the tool.
+        commands: Its executables, all of them needed.
+        proves: What is not tested without it.
+        remedy: The line to type.
+    """
+
+    fixture: str
+    commands: tuple[str, ...]
+    proves: str
+    remedy: str
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it is not installed."""
+        return not all(map(shutil.which, self.commands))
+
+    @property
+    def complaint(self) -> str:
+        """What is missing, what that means, and what to do."""
+        return f"{' and '.join(self.commands)} not found, needed to test {self.proves}: {self.remedy}"
+
+
+NODE = Tool(
+    "jsonplaceholder_server",
+    ("node", "npm"),
+    "the real API's own server",
+    "sudo apt-get install nodejs npm",
+)
+CHROMIUM = Tool("chromium", ("chromium",), "the UI in a browser", "sudo apt-get install chromium")
+
+
+class Stores:
+    """What the tests look up in the stores themselves, past the pipeline."""
+
+    def __init__(self, programs: Programs) -> None:
+        self.settings = programs.settings
+
+    @contextmanager
+    def sql(self) -> Iterator[Any]:
+        """Give a cursor of a connection to MariaDB; nothing is committed."""
+        url = make_url(str(self.settings["sql_url"]))
+        with (
+            closing(
+                pymysql.connect(
+                    host=url.host or "",
+                    port=url.port or 0,
+                    user=url.username,
+                    password=url.password or "",
+                    database=url.database,
+                )
+            ) as connection,
+            connection.cursor() as cursor,
+        ):
+            yield cursor
+
+    def table(self) -> list[dict[str, Any]]:
+        """Return the rows by id."""
+        with self.sql() as cursor:
+            cursor.execute("SELECT * FROM migrated_posts ORDER BY externalId")
+            names = [column[0] for column in cursor.description]
+            return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+    def documents(self) -> list[dict[str, Any]]:
+        """Return the posts in MongoDB by id."""
+        with pymongo.MongoClient[dict[str, Any]](str(self.settings["mongo_url"])) as client:
+            return list(client[str(self.settings["mongo_database"])].posts.find().sort("externalId"))
+
+    def rows(self) -> int:
+        """Count the rows."""
+        with self.sql() as cursor:
+            try:
+                cursor.execute("SELECT COUNT(*) FROM migrated_posts")
+            except pymysql.ProgrammingError:  # No worker has made the table yet.
+                return 0
+            return int(cursor.fetchone()[0])
+
+    def batches(self, **query: object) -> list[dict[str, Any]]:
+        """Return the ledger's batches."""
+        with pymongo.MongoClient[dict[str, Any]](str(self.settings["mongo_url"])) as client:
+            return list(client[str(self.settings["mongo_database"])].batches.find(query).sort("_id"))
+
+    @contextmanager
+    def row_held(self, external_id: int) -> Iterator[None]:
+        """Keep a row from being written: a transaction that inserts it stays open."""
+        with self.sql() as cursor:
+            cursor.execute(
+                "INSERT INTO migrated_posts (externalId, userId, title, body, ingestedAt, migratedAt)"
+                " VALUES (%s, 1, 't', 'b', NOW(), NOW())",
+                (external_id,),
+            )
+            yield
+
+    def jobs(self) -> int:
+        """Count the jobs that wait in the queue."""
+        with redis.Redis.from_url(str(self.settings["redis_url"])) as client:
+            return int(client.llen("rq:queue:migration"))
+
+
+_left_out = pytest.StashKey[list[str]]()
+_figures = pytest.StashKey[list[str]]()
+
+Figures = Callable[[str], None]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
+    """Leave out what needs a missing tool, but for CI."""
+    yield  # Here -k and -m choose.
+    notes = []
+    for tool in (NODE, CHROMIUM):
+        needing = [item for item in items if tool.fixture in getattr(item, "fixturenames", ())]
+        if needing and tool.is_missing and not os.environ.get("CI"):
+            items[:] = [item for item in items if item not in needing]
+            notes.append(f"{len(needing)} tests left out: {tool.complaint}")
+            config.hook.pytest_deselected(items=needing)
+    config.stash[_left_out] = notes
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Say what was left out, so that nobody takes the run for a whole one."""
+    if notes := config.stash.get(_left_out, []):
+        terminalreporter.section("NOT TESTED: programs are missing", red=True, bold=True)
+        for note in notes:
+            terminalreporter.line(note, red=True, bold=True)
+    if figures := config.stash.get(_figures, []):
+        terminalreporter.section("measured")
+        for figure in figures:
+            terminalreporter.line(figure)
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Figures:
+    """Takes a line with figures, shown at the end of the run."""
+    figures = request.config.stash.setdefault(_figures, [])
+    return lambda text: figures.append(f"{request.node.name}: {text}")
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> Iterator[Programs]:
+    """Programs on the embedded services."""
+    started = Programs(tmp_path)
+    yield started
+    started.kill_all()
+
+
+@pytest.fixture
+def on_servers(programs: Programs, mongo_url: str, mongo_database: str, redis_url: str, sql_url: str) -> Programs:
+    """Programs on MongoDB, Redis and MariaDB servers of the run, all of them empty; quick to see an outage."""
+    programs.settings |= {
+        "mongo_url": mongo_url,
+        "mongo_database": mongo_database,
+        "redis_url": redis_url,
+        "sql_url": sql_url,
+        "heartbeat_interval_s": 1,
+        "heartbeat_timeout_s": 5,
+        "retry_base_s": 0.2,
+        "retry_cap_s": 2,
+    }
+    return programs
+
+
+@pytest.fixture
+def stores(on_servers: Programs) -> Stores:
+    """The stores of `on_servers`."""
+    return Stores(on_servers)
+
+
+@pytest.fixture
+def chromium() -> str:
+    """Path of the browser."""
+    if CHROMIUM.is_missing:
+        pytest.fail(CHROMIUM.complaint)
+    return str(shutil.which("chromium"))
+
+
+@pytest.fixture
+def jsonplaceholder_server(tmp_path: Path) -> Iterator[JsonPlaceholder]:
+    """The server that the public API runs, from npm; installed once for this user."""
+    if NODE.is_missing:
+        pytest.fail(NODE.complaint)
+    with JsonPlaceholder(tmp_path) as server:
+        yield server
