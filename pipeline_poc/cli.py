@@ -204,6 +204,20 @@ def migrate(settings: Settings, as_json: bool) -> None:
 @cli.command()
 @as_json
 @_command
+def requeue(settings: Settings, as_json: bool) -> None:
+    """Put dead letters back into the backlog, once their cause is gone.
+
+    \b
+    Example:
+      pipeline-poc status && pipeline-poc requeue
+    """
+    with _services(settings) as services:
+        _show({"batches": services.requeue()}, "Requeued", as_json=as_json)
+
+
+@cli.command()
+@as_json
+@_command
 def status(settings: Settings, as_json: bool) -> None:
     """Show what answers, what is stored, and what waits; exit code 3 if a service is away.
 

@@ -41,7 +41,7 @@ Kind = Literal["mongo", "redis", "source"]
 
 START_TIMEOUT_S = 30.0
 """Longest wait for a service; a big store that was killed needs some seconds to recover."""
-STOP_TIMEOUT_S = 8.0
+STOP_TIMEOUT_S = 4.0
 """Longest wait for a server to stop when asked to, before it is killed; its journal is on disk by then."""
 LINGER_S = 1.0
 """A service without a lease stays up so long: commands typed one after another find it warm."""

@@ -80,12 +80,19 @@ class DataError(TerminalError):
 
 
 _USERINFO = re.compile(r"(?<=://)([^/\s:]*):(\S*)@")
-_SECRET_PARAMETERS = re.compile(r"(?i)([?&][^=&\s]*(?:password|passwd|token|key|secret|signature)=)[^&\s]+")
+_TOKEN = re.compile(r"(https?://)[^/@:\s]+@(?![^/\s]*@)")
+"""A token in place of a user, as some APIs take it."""
+_SECRET_PARAMETERS = re.compile(
+    r"(?i)([?&](?:[^=&\s]*(?:password|passwd|token|key|secret|signature)|sig|auth|pwd|code)=)[^&\s]+"
+)
 
 
 def mask_secrets(text: str) -> str:
     """Return the text with the passwords of all URLs in it, and secret query values, as ``***``."""
-    return _SECRET_PARAMETERS.sub(r"\1***", _USERINFO.sub(r"\1:***@", text))
+    # Without a password the user may be the secret.
+    without_passwords = _USERINFO.sub(lambda match: f"{match[1]}:***@" if match[2] else "***@", text)
+    without_tokens = _TOKEN.sub(r"\1***@", without_passwords)
+    return _SECRET_PARAMETERS.sub(r"\1***", without_tokens)
 
 
 def invalid_url(setting: str, url: str, error: Exception) -> SettingsError:

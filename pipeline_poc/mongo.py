@@ -15,17 +15,11 @@ _NAME = "MongoDB"
 _SETTING = "MONGO_URL"
 _LOGIN_CODES = {13, 18, 8000}
 """Unauthorized, AuthenticationFailed, AtlasError."""
-_TRANSIENT_CODES = {6, 7, 24, 43, 50, 64, 89, 91, 112, 133, 134, 175, 189, 237, 262} | {
-    9001,
-    10107,
-    11600,
-    11602,
-    13435,
-    13436,
-    14031,
-}
-"""Host unreachable, timeouts, cursor or query gone, write conflict, shut down, stepped down, interrupted,
-not primary, disk full."""
+_DATA_CODES = {2, 9, 14, 22, 28, 52, 56, 57, 121, 10334, 11000, 17280, 17419, 17420}
+"""Bad value, failed to parse, type mismatch, invalid BSON, bad field names, validation, too large, duplicate key.
+
+Every other error heals by itself once the server is in order, so it counts as an outage.
+"""
 
 
 class Mongo:
@@ -86,19 +80,18 @@ class Mongo:
         try:
             yield
         except errors.PyMongoError as error:
-            if _is_transient(error):
-                raise ServiceUnavailable(_NAME, _SETTING, self._url, _reason(error)) from error
-            raise DataError("raw_store_refused", f"{_NAME} refused: {mask_secrets(str(error))[:300]}") from error
+            if _is_about_data(error):
+                raise DataError("raw_store_refused", f"{_NAME} refused: {mask_secrets(str(error))[:300]}") from error
+            raise ServiceUnavailable(_NAME, _SETTING, self._url, _reason(error)) from error
 
 
-def _is_transient(error: errors.PyMongoError) -> bool:
-    if isinstance(error, (errors.ConnectionFailure, errors.ExecutionTimeout, errors.WTimeoutError)):
-        return True
+def _is_about_data(error: errors.PyMongoError) -> bool:
     if isinstance(error, errors.BulkWriteError):
-        return all(failure["code"] in _TRANSIENT_CODES for failure in error.details.get("writeErrors", ()))
+        return any(failure["code"] in _DATA_CODES for failure in error.details.get("writeErrors", ()))
     if isinstance(error, errors.OperationFailure):
-        return error.code in _LOGIN_CODES | _TRANSIENT_CODES or error.has_error_label("RetryableWriteError")
-    return isinstance(error, errors.ConfigurationError)
+        return error.code in _DATA_CODES
+    # Raised by the driver, before anything is sent.
+    return isinstance(error, (errors.InvalidOperation, errors.DocumentTooLarge))
 
 
 def _reason(error: errors.PyMongoError) -> str:

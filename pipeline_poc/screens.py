@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:  # The reports come from their makers; importing those here would slow `--help` down.
@@ -52,11 +53,11 @@ def show_outcome(console: Console, outcome: "Outcome") -> None:
     if outcome.ingestion.get("not_modified"):
         console.print("The source says that nothing changed since the last ingestion.")
     if outcome.ingestion_error:
-        console.print(f"[red]The ingestion failed:[/] {outcome.ingestion_error}")
+        console.print(f"[red]The ingestion failed:[/] {escape(str(outcome.ingestion_error))}")
     if outcome.dead_batches:
-        console.print(f"[red]{outcome.dead_batches} batches are dead letters: see `pipeline-poc status`.[/]")
+        console.print(f"[red]{outcome.dead_batches} batches are dead letters: `pipeline-poc status` says why.[/]")
     if outcome.stuck_batches:
-        console.print(f"[red]{outcome.stuck_batches} batches wait for the relational store to come back.[/]")
+        console.print(f"[red]{outcome.stuck_batches} batches can't be migrated now; the workers' logs say why.[/]")
 
 
 def show_reconciliation(console: Console, result: "Reconciliation") -> None:
@@ -74,14 +75,14 @@ def show_status(console: Console, status: "Status") -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for service in status.services:
         table.add_row(
-            f"[bold]{service.name}[/]", "[green]ok[/]" if service.error is None else "[red]away[/]", service.url
+            f"[bold]{service.name}[/]", "[green]ok[/]" if service.error is None else "[red]away[/]", escape(service.url)
         )
     console.print(table)
     if status.source_is_stand_in:
         console.print("[yellow]The source is the stand-in: its posts are made up.[/]")
     for service in status.services:
         if service.error is not None:
-            console.print(f"[red]{service.error}[/]")
+            console.print(f"[red]{escape(service.error)}[/]")
     for title, numbers in (
         ("Posts", status.posts),
         ("Quarantined records", status.quarantined_records),
@@ -91,6 +92,13 @@ def show_status(console: Console, status: "Status") -> None:
         if numbers:
             console.print()
             show_numbers(console, title, numbers)
+    for letter in status.dead_letters:
+        console.print(
+            f"[red]Dead letter {letter.batch}[/] ({letter.posts:,} posts, {letter.attempts} attempts): "
+            f"{escape(letter.error)}"
+        )
+    if status.dead_letters:
+        console.print("Once the cause is gone, `pipeline-poc requeue` puts them back into the backlog.")
 
 
 def _verdict(result: "Reconciliation") -> str:

@@ -142,7 +142,10 @@ class Services:
 
     def adopt(self) -> int:
         """Give every unmigrated post a batch; returns the number of posts that had none."""
-        return enqueueing.adopt(self.raw_store, self.ledger, self._tick_policy)
+        adopted = 0
+        while moved := enqueueing.adopt(self.raw_store, self.ledger, self._tick_policy):
+            adopted += moved
+        return adopted
 
     def ingest(self) -> IngestionResult:
         """Bring the raw store to what the source serves now."""
@@ -162,6 +165,10 @@ class Services:
             worker=self.worker_name,
             heartbeat_interval_s=self.settings.heartbeat_interval_s,
         )
+
+    def requeue(self) -> int:
+        """Put all dead letters back into the backlog; returns their number."""
+        return sum(self.ledger.reopen(batch.id) for batch in self.ledger.batches("dead"))
 
     def reconcile(self, on_progress: Callable[[int], None] = lambda _: None) -> Reconciliation:
         """Compare both stores, post by post."""

@@ -30,6 +30,8 @@ def _url_of(*schemes: str) -> AfterValidator:
         needs_host = not parts.scheme.startswith(("sqlite", "unix"))
         if needs_host and not parts.netloc.rpartition("@")[2]:
             raise ValueError("names no host")
+        if parts.scheme == "sqlite" and parts.path.strip("/") in ("", ":memory:"):
+            raise ValueError("names no file; a store in memory would be another one in each process")
         return value
 
     return AfterValidator(check)

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _SPOOL_BYTES = 1 << 20
 """An answer up to this size stays in memory; a larger one goes to a temporary file."""
 _CHUNK_BYTES = 1 << 16
+_PAGES_MAX = 10_000
+"""A source that links to so many pages leads nowhere."""
 _TOO_MANY_REQUESTS = 429
 _NOT_MODIFIED = 304
 _FIRST_ERROR = 400
@@ -123,7 +125,7 @@ class Source:
             with _spool() as body:
                 self._get_once(self.url, None, body)
         except (requests.RequestException, OSError) as error:
-            raise self._unavailable(self.url, error) from error
+            raise self._unavailable(self.url, error) from None
 
     def fetch(self, etag: str | None = None) -> Answer:
         """Get all posts of the source.
@@ -149,6 +151,8 @@ class Source:
                 pages.append(page)
                 first_etag = first_etag or response.headers.get("ETag")
                 url = self._next_page(page, response)
+                if len(pages) > _PAGES_MAX:
+                    raise SourceAnswerError(page.url, page.status, f"it has more than {_PAGES_MAX:,} pages")
                 if url in seen:
                     raise SourceAnswerError(url, page.status, "its next page is one that came before")
                 seen.add(url or "")
@@ -174,7 +178,8 @@ class Source:
             except requests.exceptions.InvalidURL as error:
                 raise SourceAnswerError(url, 0, f"the URL is not valid: {error}") from None
             except (requests.RequestException, OSError) as error:
-                raise self._unavailable(url, error) from error
+                # The library's errors quote the URL with its secrets, and Dagster keeps causes.
+                raise self._unavailable(url, error) from None
 
         return retry.call(attempt, self._policy)
 

@@ -23,6 +23,16 @@ class ServiceStatus:
     error: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A batch that waits for a person, and why."""
+
+    batch: str
+    posts: int
+    attempts: int
+    error: str
+
+
 @dataclass(slots=True)
 class Status:
     """The report.
@@ -34,6 +44,7 @@ class Status:
         quarantined_records: Records that never became posts, by reason code.
         backlog: Batches by state, and the age in seconds of the oldest post not migrated.
         queue: Jobs by state, and live workers, while Redis answers.
+        dead_letters: Batches that wait for a person.
     """
 
     services: list[ServiceStatus] = field(default_factory=list)
@@ -42,6 +53,7 @@ class Status:
     quarantined_records: dict[str, int] | None = None
     backlog: dict[str, float] | None = None
     queue: dict[str, int] | None = None
+    dead_letters: list[DeadLetter] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -61,9 +73,11 @@ def collect(services: Services) -> Status:
         status.posts = asdict(services.raw_store.counts())
         status.quarantined_records = services.raw_store.quarantined_record_counts()
         oldest = services.ledger.oldest_waiting()
+        dead = services.ledger.batches("dead")
+        status.dead_letters = [DeadLetter(batch.id, batch.size, batch.attempts, batch.error or "") for batch in dead]
         status.backlog = {
             "open_batches": len(services.ledger.batches("open")),
-            "dead_batches": len(services.ledger.batches("dead")),
+            "dead_batches": len(dead),
             "lag_s": round((utc_now() - oldest).total_seconds(), 3) if oldest else 0.0,
         }
     _ask(

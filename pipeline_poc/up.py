@@ -153,7 +153,7 @@ class Pipeline:
         total = sum(batch.size for batch in ledger.batches("open"))
         task = bar.add_task("migrating", total=total)
         next_tick = 0.0
-        stuck = 0
+        stuck = ticks = 0
         while True:
             left = ledger.batches("open")
             waiting = len(left) + len(ledger.batches("filling"))
@@ -162,8 +162,12 @@ class Pipeline:
                 return 0
             if time.monotonic() >= next_tick:
                 tick = self.services.tick()
+                ticks += 1
                 # Batches whose attempts ran out are all that is left, and their store is still away.
                 stuck = tick.waiting_for_store if not tick.outstanding else 0
+                if tick.requeued and ticks > 1:
+                    # Their attempts ran out though their store answers; the sensor goes on with them.
+                    return len(left)
                 next_tick = time.monotonic() + _TICK_S
             if stuck and stuck == len(left):
                 return stuck
@@ -310,9 +314,10 @@ def _started(services: Services, console: Console, *, with_ui: bool) -> Iterator
                     pipeline.start_dagster()
                 yield pipeline, instance
             finally:
-                # Whoever is impatient now would leave processes behind.
+                # Whoever is impatient now would leave processes behind. SIG_IGN would be inherited by
+                # helpers that Dagster has to stop with these very signals.
                 for number in _ENDING:
-                    signal.signal(number, signal.SIG_IGN)
+                    signal.signal(number, lambda *_: None)
                 if with_ui:
                     console.print("\nStopping.")
                 pipeline.stop()
@@ -338,16 +343,14 @@ def _check_port(host: str, port: int) -> None:
 def _instance(settings: Settings) -> Iterator[DagsterInstance]:
     """Open Dagster's instance, for the children too; what nobody else can be using is put in order first."""
     own = settings.data_dir.absolute() / "dagster"
-    home = settings.dagster_home or own
+    home = (settings.dagster_home or own).absolute()
     os.environ["DAGSTER_HOME"] = str(home)
-    if home != own:
-        # Two daemons on one instance would both start what its schedules want.
-        with _alone(home), instance_of(home) as instance:
-            yield instance
-        return
-    prepare_home(home)
-    with instance_of(home) as instance:
-        fail_unfinished_runs(instance)
+    if home == own:
+        prepare_home(home)
+    # Two daemons on one instance would both start what its schedules want.
+    with _alone(home), instance_of(home) as instance:
+        if home == own:
+            fail_unfinished_runs(instance)
         yield instance
 
 
@@ -366,7 +369,7 @@ def _alone(data_dir: Path) -> Iterator[None]:
             lock.seek(0)
             raise ServiceStartError(
                 f"`pipeline-poc up` is already running on {data_dir} (process {lock.read().strip() or 'unknown'}): "
-                "stop it with Ctrl-C, or choose another DATA_DIR"
+                "stop it with Ctrl-C, or choose another DATA_DIR and DAGSTER_HOME"
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -22,7 +23,7 @@ from rq.worker import SimpleWorker
 
 from pipeline_poc import retry
 from pipeline_poc.clock import utc_now
-from pipeline_poc.errors import PipelineError, TerminalError, TransientError
+from pipeline_poc.errors import PipelineError, TerminalError
 from pipeline_poc.migration import MigrationResult
 from pipeline_poc.migration_queue import JOB_FUNCTION
 from pipeline_poc.orchestration.reporting import Reporter
@@ -33,6 +34,11 @@ logger = logging.getLogger(__name__)
 _BATCH_ID = re.compile(r"[0-9]{8}T[0-9]{9}-[0-9a-f]{8}")
 _WORKER_TTL_S = 30
 """A worker that shows no life for a minute more than this disappears from the statistics."""
+_START_S = 30.0
+"""A worker of several that fails so soon failed to start; later ones are started again."""
+_CAN_NOT_START = (2, 3)
+"""Exit codes of the command line for wrong settings and services that are away."""
+_RESTART_PAUSE_S = 2.0
 _HOUSEKEEPING_S = 1.0
 """Pause between two looks for retries that are due."""
 
@@ -156,7 +162,8 @@ class MigrationWorker(SimpleWorker):
 
 def _cause(error: BaseException) -> BaseException:
     if isinstance(error, JobTimeoutException):
-        return TransientError(f"the job ran into its time limit: {error}")
+        # Not the fault of a store: a batch that always takes too long needs a person.
+        return PipelineError(f"the job ran into its time limit: {error}")
     if isinstance(error, DeserializationError):
         return RefusedJobError("the job's payload is not JSON")
     return error
@@ -197,27 +204,34 @@ def run_worker(services: Services, *, burst: bool) -> int:
 def run_workers(count: int, *, burst: bool) -> int:
     """Run several workers, each a process of its own, until SIGTERM or SIGINT.
 
-    Workers that die are started again, but for those in burst mode.
+    Workers that die are started again, but for those in burst mode, and those that find at their
+    very start that a setting is wrong or a store is away: the rest is stopped, too.
 
     Returns:
         The exit status: that of the first worker which did not end well, else 0.
     """
     command = [sys.executable, "-m", "pipeline_poc", "worker", *(["--burst"] if burst else [])]
     processes = [subprocess.Popen(command) for _ in range(count)]  # noqa: S603 - our own command
+    begun_at = time.monotonic()
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     while not stop.wait(_HOUSEKEEPING_S):
         ended = [index for index, process in enumerate(processes) if process.poll() is not None]
-        if burst and len(ended) == count:
+        is_hopeless = time.monotonic() - begun_at < _START_S and any(
+            processes[index].returncode in _CAN_NOT_START for index in ended
+        )
+        if (burst and len(ended) == count) or is_hopeless:
             break
         for index in [] if burst else ended:
             logger.warning("worker ended", extra={"status": processes[index].returncode})
+            stop.wait(_RESTART_PAUSE_S)
             processes[index] = subprocess.Popen(command)  # noqa: S603 - our own command
     for process in processes:
         if process.poll() is None:
             process.terminate()
-    return next((status for process in processes if (status := process.wait())), 0)
+    # A worker that was killed has a negative status, which is none that a program can exit with.
+    return next((max(status, 1) for process in processes if (status := process.wait())), 0)
 
 
 def _keep_house(services: Services, done: threading.Event) -> None:

@@ -41,7 +41,7 @@ migrate_posts = define_asset_job(
     job=ingest_posts,
     cron_schedule="*/10 * * * *",
     execution_timezone="UTC",
-    description="Ingest every ten minutes, but never beside an ingestion that is still under way.",
+    description="Ingest every ten minutes, but never beside another run of the job that is still under way.",
     default_status=DefaultScheduleStatus.RUNNING,
 )
 def ingest_every_ten_minutes(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:

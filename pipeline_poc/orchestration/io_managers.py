@@ -44,6 +44,7 @@ class RawStoreIOManager(ConfigurableIOManager):
 
     def load_input(self, context: InputContext) -> Backlog:  # noqa: ARG002 - Dagster's signature
         """Return what is stored and not migrated yet."""
+        self.services.adopt()
         return Backlog(migration.open_batches(self.services.ledger))
 
 

@@ -35,6 +35,8 @@ def installed() -> Path:
             capture_output=True,
             text=True,
             timeout=_INSTALL_TIMEOUT_S,
+            # The certificates that the machine trusts, not only those that come with Node.
+            env=os.environ | {"NODE_OPTIONS": "--use-openssl-ca"},
             check=False,
         )
         if done.returncode:

@@ -90,8 +90,9 @@ def test_daemon_killed_in_a_tick(
     killed_at = time.monotonic()
     healed(killed_at)
     assert victim.pid not in [process.pid for process in until(daemons, "a new daemon")]
+    ingesting_at = time.monotonic()
     ingest(on_servers, stand_in, posts=400, batch_size=50)
-    healed(time.monotonic())
+    healed(ingesting_at)
     program.signal(signal.SIGTERM)
     assert program.wait() == 0
     assert "Traceback" not in program.said

@@ -21,6 +21,7 @@ from pipeline_poc.enqueueing import TickPolicy, TickResult
 from pipeline_poc.errors import ServiceUnavailable
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
+from pipeline_poc.status import collect
 from pipeline_poc_tests.posts import hashed
 from pipeline_poc_tests.servers import Mongo, Redis
 
@@ -376,3 +377,20 @@ def test_whether_the_store_is_up(services: Services, sql: sa.Engine) -> None:
 
     assert enqueueing.store_is_up(services.relational_store.ping)
     assert not enqueueing.store_is_up(away)
+
+
+def test_dead_letters_return_when_a_person_says_so(services: Services) -> None:
+    """A dead letter is shown with its cause, is no part of a tick's work, and is migrated once it is requeued."""
+    services.ingest()
+    dead = services.ledger.batches("open")[0]
+    assert services.ledger.bury(dead.id, utc_now(), "ValueError: what nobody foresaw")
+    (letter,) = collect(services).dead_letters
+    assert (letter.batch, letter.posts, letter.error) == (dead.id, dead.size, "ValueError: what nobody foresaw")
+    services.tick()
+    assert dead.id not in services.queue.snapshot().queued
+    assert services.requeue() == 1
+    assert services.requeue() == 0
+    services.tick()
+    assert dead.id in services.queue.snapshot().queued
+    services.migrate()
+    assert services.reconcile().backlog == 0

@@ -4,6 +4,7 @@ import json
 import socket
 import tempfile
 import threading
+import traceback
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -431,3 +432,14 @@ def test_retry_after_as_a_date() -> None:
     """A date means the time until then."""
     at = datetime.now(UTC) + timedelta(seconds=30)
     assert source_module._retry_after_s(format_datetime(at, usegmt=True)) == pytest.approx(30, abs=2)
+
+
+def test_errors_carry_no_secret_in_their_causes() -> None:
+    """Dagster keeps the causes of an error: none of them quotes a key that the URL holds."""
+    source = Source(
+        "http://127.0.0.1:1/posts?api_key=S3CR3T", timeout_s=1, policy=RetryPolicy(max_attempts=1, base_s=1, cap_s=1)
+    )
+    for ask in (source.fetch, source.ping):
+        with pytest.raises(ServiceUnavailable) as raised:
+            ask()
+        assert "S3CR3T" not in "".join(traceback.format_exception(raised.value, chain=True))

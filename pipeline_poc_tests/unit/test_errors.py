@@ -125,3 +125,19 @@ def test_a_malformed_url_without_secrets_says_why() -> None:
     assert str(invalid_url("REDIS_URL", "redis://host:x", ValueError("bad port 'x'"))) == (
         "REDIS_URL redis://host:x is not valid: bad port 'x'"
     )
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://ghp_S3CR3T@api.example.org/posts",
+        "https://sk_live_S3CR3T:@api.example.org/posts",
+        "https://api.example.org/posts?sig=S3CR3T&page=1",
+        "https://api.example.org/posts?page=1&auth=S3CR3T",
+    ],
+)
+def test_tokens_in_place_of_passwords(url: str) -> None:
+    """A token that an API takes as the user, or as a signature, is no more shown than a password."""
+    masked = mask_secrets(f"GET {url} failed")
+    assert "S3CR3T" not in masked
+    assert "api.example.org/posts" in masked

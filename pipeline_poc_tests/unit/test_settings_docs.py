@@ -8,7 +8,7 @@ from pipeline_poc.settings import Settings, load_settings
 
 EXAMPLE = Path(__file__).parents[2] / ".env.example"
 HEADER = """\
-# Every setting, with its default. Copy this file to .env, and uncomment what you want to change.
+# Every setting, with its default. Copy what you want to change to .env, without the # before it.
 # A variable of the environment wins over .env.
 """
 
