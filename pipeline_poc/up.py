@@ -18,6 +18,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from pipeline_poc.definitions import defs
@@ -269,7 +270,7 @@ def first_pass_and_stay(
             except TransientError as error:
                 if once:
                     raise
-                console.print(f"[red]{error}[/]\nWhat is left follows by itself once that is over.")
+                console.print(f"[red]{escape(str(error))}[/]\nWhat is left follows by itself once that is over.")
             if not once:
                 pipeline.stay()
     except KeyboardInterrupt:
