@@ -29,9 +29,11 @@ class Mongo:
         url: The server, ``mongodb://…`` or ``mongodb+srv://…``; may hold a password.
         database: Name of the database.
         timeout_s: Longest wait to find and connect to a server, in seconds.
+        answer_timeout_s: Longest wait for the answer to a command, in seconds. A bulk write of 1,000
+            or an index build takes its time; a dead peer must not hang a worker.
     """
 
-    def __init__(self, url: str, database: str, *, timeout_s: float) -> None:
+    def __init__(self, url: str, database: str, *, timeout_s: float, answer_timeout_s: float = 60.0) -> None:
         self._url = url
         timeout_ms = int(timeout_s * 1000)
         try:
@@ -39,8 +41,7 @@ class Mongo:
                 url,
                 serverSelectionTimeoutMS=timeout_ms,
                 connectTimeoutMS=timeout_ms,
-                # A bulk write of 1,000 or an index build takes its time; a dead peer must not hang a worker.
-                socketTimeoutMS=60_000,
+                socketTimeoutMS=int(answer_timeout_s * 1000),
                 tz_aware=True,
                 appname="pipeline_poc",
                 connect=False,

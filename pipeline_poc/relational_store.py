@@ -98,12 +98,13 @@ class RelationalStore:
     Args:
         url: SQLAlchemy URL of a MySQL, MariaDB or SQLite database; may hold a password.
         timeout_s: Longest wait for a connection, in seconds.
+        answer_timeout_s: Longest wait for the answer to a statement, in seconds.
 
     Raises (every method):
         ServiceUnavailable: The store can't be reached, refuses the login or is out of order.
     """
 
-    def __init__(self, url: str, *, timeout_s: float) -> None:
+    def __init__(self, url: str, *, timeout_s: float, answer_timeout_s: float = 60.0) -> None:
         self._url = url
         try:
             parsed = make_url(url)
@@ -111,7 +112,11 @@ class RelationalStore:
             raise invalid_url(_SETTING, url, error) from None
         if parsed.drivername in ("mysql", "mariadb"):
             parsed = parsed.set(drivername=f"{parsed.drivername}+pymysql")
-        self._engine = _sqlite_engine(parsed, timeout_s) if _is_sqlite(parsed) else _mysql_engine(parsed, timeout_s)
+        self._engine = (
+            _sqlite_engine(parsed, timeout_s)
+            if _is_sqlite(parsed)
+            else _mysql_engine(parsed, timeout_s, answer_timeout_s)
+        )
         self._upsert: str | None = None
 
     @property
@@ -280,7 +285,7 @@ def _is_sqlite(url: sa.URL) -> bool:
     return url.get_backend_name() == "sqlite"
 
 
-def _mysql_engine(url: sa.URL, timeout_s: float) -> sa.Engine:
+def _mysql_engine(url: sa.URL, timeout_s: float, answer_timeout_s: float) -> sa.Engine:
     return sa.create_engine(
         url,
         pool_pre_ping=True,
@@ -292,8 +297,8 @@ def _mysql_engine(url: sa.URL, timeout_s: float) -> sa.Engine:
         connect_args={
             "charset": "utf8mb4",
             "connect_timeout": max(1, round(timeout_s)),
-            "read_timeout": 60,
-            "write_timeout": 60,
+            "read_timeout": max(1, round(answer_timeout_s)),
+            "write_timeout": max(1, round(answer_timeout_s)),
             "init_command": "SET time_zone = '+00:00', sql_mode = 'TRADITIONAL'",
         },
     )

@@ -5,9 +5,9 @@ import socket
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from functools import cached_property
+from threading import Lock
 from types import TracebackType
-from typing import Self
+from typing import Any, Generic, Self, TypeVar, overload
 
 from pipeline_poc import embedded, enqueueing, ingestion, migration
 from pipeline_poc.enqueueing import TickPolicy, TickResult
@@ -22,6 +22,35 @@ from pipeline_poc.relational_store import RelationalStore
 from pipeline_poc.settings import PUBLIC_SOURCE_URL, Settings
 from pipeline_poc.source import Source
 
+T = TypeVar("T")
+
+
+class _opened(Generic[T]):  # noqa: N801 - reads as the decorator it is
+    """A property that is opened by its first use and kept; several threads open it once."""
+
+    def __init__(self, open_: Callable[[Any], T]) -> None:
+        self._open = open_
+        self.__doc__ = open_.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, services: None, owner: type) -> Self: ...
+
+    @overload
+    def __get__(self, services: "Services", owner: type) -> T: ...
+
+    def __get__(self, services: "Services | None", owner: type) -> "T | Self":
+        if services is None:
+            return self
+        # A lock for each: one that can't be reached must not keep the others shut.
+        with services._locks.setdefault(self._name, Lock()):
+            if self._name not in services._kept:
+                services._kept[self._name] = self._open(services)
+            value: T = services._kept[self._name]
+            return value
+
 
 class Services:
     """The source, the stores and the queue that the settings name; each is opened when first used.
@@ -29,14 +58,21 @@ class Services:
     A store whose URL is set is that store, whatever happens; one whose URL is not set is embedded.
     Close it, or use it as a context manager: embedded services stop with their last user.
 
+    Args:
+        settings: Say which they are.
+        answer_timeout_s: Longest wait for the answer to a single question, in seconds.
+
     Raises (every property):
         ServiceUnavailable: A store is away.
         ServiceStartError: An embedded service does not start, or is not installed.
         SettingsError: A URL is not valid.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, answer_timeout_s: float = 60.0) -> None:
         self.settings = settings
+        self._answer_timeout_s = answer_timeout_s
+        self._kept: dict[str, Any] = {}
+        self._locks: dict[str, Lock] = {}
         self._resources = ExitStack()
         self._leases: list[embedded.Lease] = []
 
@@ -60,7 +96,7 @@ class Services:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda lease: lease.close(wait), leases))
 
-    @cached_property
+    @_opened
     def source(self) -> Source:
         """The API: SOURCE_URL, else the stand-in where `up` had to start it, else the public API."""
         settings = self.settings
@@ -74,29 +110,34 @@ class Services:
         self._resources.callback(source.close)
         return source
 
-    @cached_property
+    @_opened
     def _mongo(self) -> Mongo:
         settings = self.settings
         url = settings.mongo_url.get_secret_value() if settings.mongo_url else self._embedded("mongo")
-        mongo = Mongo(url, settings.mongo_database, timeout_s=settings.store_timeout_s)
+        mongo = Mongo(
+            url,
+            settings.mongo_database,
+            timeout_s=settings.store_timeout_s,
+            answer_timeout_s=self._answer_timeout_s,
+        )
         self._resources.callback(mongo.close)
         return mongo
 
-    @cached_property
+    @_opened
     def raw_store(self) -> RawStore:
         """MongoDB, with its indexes."""
         store = RawStore(self._mongo)
         store.ensure_indexes()
         return store
 
-    @cached_property
+    @_opened
     def ledger(self) -> Ledger:
         """The ledger of batches, with its indexes."""
         ledger = Ledger(self._mongo, retention_s=self.settings.ledger_retention_s)
         ledger.ensure_indexes()
         return ledger
 
-    @cached_property
+    @_opened
     def queue(self) -> MigrationQueue:
         """The migration queue."""
         settings = self.settings
@@ -109,7 +150,7 @@ class Services:
         self._resources.callback(queue.close)
         return queue
 
-    @cached_property
+    @_opened
     def relational_store(self) -> RelationalStore:
         """The relational store, with its schema."""
         settings = self.settings
@@ -118,7 +159,7 @@ class Services:
             if settings.sql_url
             else f"sqlite:///{settings.data_dir.absolute() / 'relational.sqlite'}"
         )
-        store = RelationalStore(url, timeout_s=settings.store_timeout_s)
+        store = RelationalStore(url, timeout_s=settings.store_timeout_s, answer_timeout_s=self._answer_timeout_s)
         self._resources.callback(store.close)
         store.ensure_schema()
         return store
@@ -138,7 +179,7 @@ class Services:
     def start_stand_in(self) -> None:
         """Start the stand-in for the public API; other processes of this DATA_DIR use it, too."""
         self._embedded("source")
-        self.__dict__.pop("source", None)
+        self._kept.pop("source", None)
 
     def adopt(self) -> int:
         """Give every unmigrated post a batch; returns the number of posts that had none."""

@@ -8,14 +8,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from pipeline_poc.errors import SettingsError
 from pipeline_poc.retry import RetryPolicy
 
 PUBLIC_SOURCE_URL = "https://jsonplaceholder.typicode.com/posts"
 """What is ingested where no SOURCE_URL is set."""
+
+
+_SECRET_MIN = 32
 
 
 def _url_of(*schemes: str) -> AfterValidator:
@@ -35,6 +46,17 @@ def _url_of(*schemes: str) -> AfterValidator:
         return value
 
     return AfterValidator(check)
+
+
+def _split(value: Any) -> Any:
+    return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
+"""Values separated by commas."""
+TokenHash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+TokenHashes = Annotated[tuple[TokenHash, ...], NoDecode, BeforeValidator(_split)]
+RateLimit = Annotated[str, Field(pattern=r"^[1-9][0-9]*/(second|minute|hour)$")]
 
 
 class Settings(BaseSettings):
@@ -99,8 +121,46 @@ class Settings(BaseSettings):
     ledger_retention_s: int = Field(7 * 86_400, ge=3600, description="Closed batches are kept for so long.")
 
     worker_count: int = Field(2, ge=1, le=64, description="Workers that `up` starts.")
-    web_host: str = Field("127.0.0.1", description="Address on which `up` serves the UI.")
-    web_port: int = Field(3000, ge=1, le=65_535, description="Port on which `up` serves the UI.")
+    web_host: str = Field("127.0.0.1", description="Address on which the web server listens.")
+    web_port: int = Field(3000, ge=1, le=65_535, description="Port on which the web server listens.")
+    web_allowed_hosts: Names | None = Field(
+        None,
+        description="Names by which the web server may be called, separated by commas; `*` for any. "
+        "Unset: this machine's own names, and WEB_HOST.",
+    )
+    web_allowed_origins: Names | None = Field(
+        None, description="Origins of pages elsewhere that may call the endpoints (CORS), separated by commas."
+    )
+    web_trusted_proxies: Names | None = Field(
+        None, description="Addresses of proxies whose X-Forwarded headers are believed, separated by commas."
+    )
+    web_max_body_bytes: int = Field(1_000_000, ge=1000, description="Largest body of a request.")
+
+    api_read_token_hashes: TokenHashes | None = Field(
+        None, description="SHA-256 of the tokens that may look, separated by commas; see `pipeline-poc token`."
+    )
+    api_operate_token_hashes: TokenHashes | None = Field(
+        None, description="SHA-256 of the tokens that may look and act, separated by commas."
+    )
+    auth_protect_ui: Literal["all", "mutations", "off"] = Field(
+        "all",
+        description="What needs a token of Dagster's UI and GraphQL, where there are tokens: all, only mutations, or nothing.",
+    )
+    session_secret: SecretStr | None = Field(
+        None, description="Signs the cookie of a login. Unset: a new one with each start, which ends all logins."
+    )
+    session_ttl_s: int = Field(43_200, ge=60, description="A login lasts so long.")
+    api_token: SecretStr | None = Field(None, description="The token with which the command line asks the web server.")
+
+    rate_limit_read: RateLimit = Field("600/minute", description="Most looks, for each token or address.")
+    rate_limit_operate: RateLimit = Field("60/minute", description="Most actions, for each token or address.")
+
+    health_timeout_s: float = Field(2.0, gt=0, description="Longest time that a health check may take.")
+    count_interval_s: float = Field(
+        2.0, gt=0, description="Shortest pause between two counts of what is stored; a slow count makes it longer."
+    )
+    lag_warn_s: float = Field(900.0, gt=0, description="Health warns of a post that waits for so long.")
+    source_warn_s: float = Field(1800.0, gt=0, description="Health warns if no ingestion went well for so long.")
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least severe log shown.")
     log_format: Literal["auto", "text", "json"] = Field(
@@ -118,6 +178,8 @@ class Settings(BaseSettings):
     def _fit_together(self) -> Self:
         if self.heartbeat_timeout_s < 2 * self.heartbeat_interval_s:
             raise ValueError("HEARTBEAT_TIMEOUT_S must be at least twice HEARTBEAT_INTERVAL_S")
+        if self.session_secret and len(self.session_secret.get_secret_value()) < _SECRET_MIN:
+            raise ValueError(f"SESSION_SECRET must have at least {_SECRET_MIN} characters")
         if self.retry_cap_s < self.retry_base_s:
             raise ValueError("RETRY_CAP_S must not be below RETRY_BASE_S")
         return self
