@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
 from pipeline_poc.clock import utc_now
+from pipeline_poc.control import Mode
 from pipeline_poc.errors import PipelineError
 from pipeline_poc.ingestion import take_over
 from pipeline_poc.ledger import Batch, Ledger
@@ -54,6 +55,7 @@ class TickResult:
         outstanding: Jobs on the queue afterwards.
         waiting_for_store: Dead letters that wait for the relational store to come back.
         busy: Another tick is at work; this one did nothing.
+        mode: The migration's mode; nothing new is enqueued unless it is running.
     """
 
     enqueued: int = 0
@@ -64,6 +66,7 @@ class TickResult:
     outstanding: int = 0
     waiting_for_store: int = 0
     busy: bool = False
+    mode: Mode = "running"
 
     def sentence(self) -> str:
         """Return what happened in a line for a person."""
@@ -80,7 +83,8 @@ class TickResult:
             ),
         ]
         said = ", ".join(text for count, text in done if count)
-        return f"{said or 'nothing to enqueue'}; {_number(self.outstanding, 'job')} outstanding"
+        idle = "nothing to enqueue" if self.mode == "running" else f"the migration is {self.mode}"
+        return f"{said or idle}; {_number(self.outstanding, 'job')} outstanding"
 
 
 def _number(count: int, noun: str) -> str:
@@ -94,6 +98,8 @@ def tick(
     queue: MigrationQueue,
     relational_store_is_up: Callable[[], bool],
     policy: TickPolicy,
+    *,
+    mode: Mode,
 ) -> TickResult:
     """Enqueue what of the backlog has no job, and mend what crashes and outages left.
 
@@ -103,18 +109,22 @@ def tick(
         queue: Is brought in line.
         relational_store_is_up: Asked only where dead letters depend on it.
         policy: The numbers.
+        mode: Of the migration.
 
     Raises:
         ServiceUnavailable: MongoDB or Redis is away; the next tick makes up for it.
     """
-    result = TickResult()
+    result = TickResult(mode=mode)
     with queue.tick_lock() as mine:
         if not mine:
             result.busy = True
             return result
-        queue.promote_due()
-        result.adopted = adopt(raw_store, ledger, policy)
-        _line_up(ledger, queue, relational_store_is_up, policy, result)
+        if mode == "paused":
+            result.outstanding = len(queue.snapshot().outstanding)
+        else:
+            queue.promote_due()
+            result.adopted = adopt(raw_store, ledger, policy)
+            _line_up(ledger, queue, relational_store_is_up, policy, result)
     logger.info("tick finished", extra=asdict(result))
     return result
 
@@ -158,11 +168,12 @@ def _line_up(
     jobs = queue.snapshot()
 
     lost = _silent(batches, jobs, queue, now, policy)
-    failed = [batch_id for batch_id in batches if batch_id in jobs.failed and batch_id not in jobs.outstanding]
+    is_fed = result.mode == "running"
+    failed = [i for i in batches if is_fed and i in jobs.failed and i not in jobs.outstanding]
     if failed and not relational_store_is_up():
         result.waiting_for_store = len(failed)
         failed = []
-    room = policy.window - len(jobs.outstanding)
+    room = policy.window - len(jobs.outstanding) if is_fed else 0
     unknown = [
         batch
         for batch in batches.values()

@@ -3,14 +3,14 @@
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from pipeline_poc.clock import utc_now
-from pipeline_poc.errors import PipelineError, TerminalError
+from pipeline_poc.errors import PipelineError, TerminalError, mask_secrets
 from pipeline_poc.ledger import Ledger
 from pipeline_poc.posts import Post, RejectedRecord, content_hash, parse, reject, unknown_fields
 from pipeline_poc.raw_store import HashedPost, RawStore
@@ -46,6 +46,11 @@ class IngestionResult:
     reasons: Counter[str] = field(default_factory=Counter)
     unknown_fields: Counter[str] = field(default_factory=Counter)
     duration_s: float = 0.0
+
+    @property
+    def accounted(self) -> int:
+        """Number of records of which it is known what became of them."""
+        return self.new + self.changed + self.unchanged + self.quarantined
 
     def summary(self) -> dict[str, Any]:
         """Return the numbers under the names that logs, screens and metadata use."""
@@ -90,10 +95,55 @@ def ingest(source: Source, raw_store: RawStore, ledger: Ledger, *, batch_size: i
         TerminalError: The source served records, and none of them is a post.
     """
     result = IngestionResult()
-    with closing(read(source, raw_store, result, batch_size=batch_size)) as batches:
-        for batch in batches:
-            store(batch, raw_store, ledger, result)
+    store_all(read(source, raw_store, result, batch_size=batch_size), raw_store, ledger, result)
     return result
+
+
+def store_all(
+    batches: Generator[ParsedBatch, None, None],
+    raw_store: RawStore,
+    ledger: Ledger,
+    result: IngestionResult,
+    *,
+    on_progress: Callable[[], None] = lambda: None,
+) -> None:
+    """Store what `read` yields, and keep how it ended; raises as `ingest` does.
+
+    Args:
+        batches: The source's records.
+        raw_store: Where the posts go.
+        ledger: Where the batches go.
+        result: Is added to.
+        on_progress: Called after each batch.
+    """
+    try:
+        with closing(batches):
+            for batch in batches:
+                store(batch, raw_store, ledger, result)
+                on_progress()
+    except PipelineError as error:
+        _note_failure(error, raw_store, ledger)
+        raise
+    now = utc_now()
+    raw_store.note_ingestion(now, run=result.summary() | {"started_at": result.started_at}, error=None)
+    ledger.counters.add(
+        now,
+        {
+            f"ingestion.{name}": getattr(result, name)
+            for name in ("fetched", "new", "changed", "unchanged", "quarantined")
+        }
+        | {f"quarantined.{code}": count for code, count in result.reasons.items()}
+        | {"ingestion.succeeded": 1},
+    )
+
+
+def _note_failure(error: PipelineError, raw_store: RawStore, ledger: Ledger) -> None:
+    try:
+        raw_store.note_ingestion(utc_now(), run=None, error=f"{type(error).__name__}: {mask_secrets(str(error))}")
+    except PipelineError as store_error:
+        logger.warning("failure not noted", extra={"error": str(store_error)})
+        return
+    ledger.counters.add(utc_now(), {"ingestion.failed": 1})
 
 
 def read(
@@ -203,13 +253,12 @@ def _conflict(post: Post) -> RejectedRecord:
 
 def _finish(result: IngestionResult) -> None:
     result.duration_s = (utc_now() - result.started_at).total_seconds()
-    accounted = result.new + result.changed + result.unchanged + result.quarantined
     logger.info(
         "ingestion finished",
         extra=result.summary() | {"reasons": dict(result.reasons), "unknown_fields": dict(result.unknown_fields)},
     )
-    if accounted != result.fetched:
-        raise PipelineError(f"{result.fetched} records were fetched, but {accounted} are accounted for")
+    if result.accounted != result.fetched:
+        raise PipelineError(f"{result.fetched} records were fetched, but {result.accounted} are accounted for")
     if result.fetched and result.quarantined == result.fetched:
         reasons = ", ".join(f"{code}: {count}" for code, count in result.reasons.most_common())
         raise TerminalError(f"All {result.fetched} records of the source were quarantined ({reasons})")

@@ -15,12 +15,14 @@ but never join it. That makes "mark everything of batch B" safe.
 """
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from pymongo import ASCENDING, DESCENDING, ReturnDocument
+from pymongo import ASCENDING, ReturnDocument
 
+from pipeline_poc.counters import Counters
 from pipeline_poc.mongo import Document, Mongo
 
 State = Literal["filling", "open", "dead", "abandoned", "closed"]
@@ -37,6 +39,10 @@ class Batch:
         started_at: Begin of the latest execution.
         heartbeat_at: Last sign of life of the latest execution.
         abandoned_at: When its ingestion was given up.
+        closed_at: When nothing of it was left to do.
+        worker: Who executes it, or did so last.
+        migrated: Posts that its last execution migrated; None until it is closed.
+        quarantined: Posts that the relational store refused; None until it is closed.
     """
 
     id: str
@@ -48,6 +54,11 @@ class Batch:
     heartbeat_at: datetime | None
     abandoned_at: datetime | None
     error: str | None
+    closed_at: datetime | None = None
+    died_at: datetime | None = None
+    worker: str | None = None
+    migrated: int | None = None
+    quarantined: int | None = None
 
     def silent_s(self, now: datetime) -> float:
         """Seconds since the last sign of life of its execution; 0 where none has begun."""
@@ -66,9 +77,12 @@ class Ledger:
         self._mongo = mongo
         self._batches = mongo.database["batches"]
         self._retention_s = retention_s
+        self.counters = Counters(mongo)
+        """What happened to all batches there ever were."""
 
     def ensure_indexes(self) -> None:
         """Create what is missing of the indexes; set how long closed batches are kept."""
+        self.counters.ensure_indexes()
         with self._mongo.translated():
             self._batches.create_index([("state", ASCENDING), ("createdAt", ASCENDING)])
             present = self._batches.index_information().get("closedAt_1")
@@ -142,6 +156,27 @@ class Ledger:
             document = self._batches.find_one({"_id": batch_id})
         return _batch(document) if document else None
 
+    def by_ids(self, batch_ids: Sequence[str]) -> dict[str, Batch]:
+        """Look several batches up; those that are not known, or no more, are left out."""
+        with self._mongo.translated():
+            return {
+                document["_id"]: _batch(document) for document in self._batches.find({"_id": {"$in": [*batch_ids]}})
+            }
+
+    def waiting(self) -> tuple[int, int]:
+        """Return the number of batches of the backlog, and of the posts that they were created for.
+
+        Cheap: one sum over the batches. Posts that have moved to a newer batch count twice.
+        """
+        stages: list[Document] = [
+            {"$match": {"state": {"$in": list(_BACKLOG)}}},
+            {"$group": {"_id": None, "batches": {"$sum": 1}, "posts": {"$sum": "$size"}}},
+        ]
+        with self._mongo.translated():
+            for group in self._batches.aggregate(stages):
+                return group["batches"], group["posts"]
+        return 0, 0
+
     def batches(self, state: State, *, limit: int = 0) -> list[Batch]:
         """List the batches in a state, oldest first; limit 0 means all."""
         with self._mongo.translated():
@@ -150,15 +185,8 @@ class Ledger:
 
     def oldest_waiting(self) -> datetime | None:
         """Return when the oldest batch of the backlog was created; None where there is no backlog."""
-        backlog: tuple[State, ...] = ("filling", "open", "dead")
-        times = [batch.created_at for state in backlog for batch in self.batches(state, limit=1)]
+        times = [batch.created_at for state in _BACKLOG for batch in self.batches(state, limit=1)]
         return min(times, default=None)
-
-    def last_closed(self) -> datetime | None:
-        """Return when a batch was last completed."""
-        with self._mongo.translated():
-            document = self._batches.find_one({"state": "closed"}, {"closedAt": True}, sort=[("closedAt", DESCENDING)])
-        return document["closedAt"] if document else None
 
     def waiting_ids(self) -> set[str]:
         """Return the ids of all batches that are not closed."""
@@ -171,6 +199,7 @@ class Ledger:
             return self._batches.update_one({"_id": batch_id, "state": state}, update).modified_count == 1
 
 
+_BACKLOG: tuple[State, ...] = ("filling", "open", "dead")
 _WAITING: tuple[State, ...] = ("filling", "open", "dead", "abandoned")
 
 
@@ -185,4 +214,9 @@ def _batch(document: Document) -> Batch:
         heartbeat_at=document.get("heartbeatAt"),
         abandoned_at=document.get("abandonedAt"),
         error=document.get("error"),
+        closed_at=document.get("closedAt"),
+        died_at=document.get("diedAt"),
+        worker=document.get("worker"),
+        migrated=document.get("migrated"),
+        quarantined=document.get("quarantined"),
     )

@@ -6,7 +6,7 @@ from typing import Literal
 
 import structlog
 
-_QUIET = ("alembic", "faker", "pymongo", "rq", "urllib3", "dagster")
+_QUIET = ("alembic", "dagster", "faker", "httpx", "pymongo", "rq", "urllib3", "uvicorn")
 """Libraries whose information is noise beside our own canonical lines; their warnings are not."""
 
 

@@ -7,6 +7,7 @@ repeats to the same effect.
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from datetime import datetime
 from typing import Any
 
 from pipeline_poc.clock import utc_now
+from pipeline_poc.counters import observation
 from pipeline_poc.errors import PipelineError
 from pipeline_poc.ledger import Batch, Ledger
 from pipeline_poc.posts import StoredPost
@@ -172,7 +174,16 @@ def _complete(unit: PendingBatch, raw_store: RawStore, ledger: Ledger) -> Migrat
         lag_s=(ended_at - batch.created_at).total_seconds(),
         duration_s=(ended_at - unit.started_at).total_seconds(),
     )
-    ledger.close(batch.id, ended_at, {"migrated": marked, "quarantined": len(unit.refused)})
+    if ledger.close(batch.id, ended_at, {"migrated": marked, "quarantined": len(unit.refused)}):
+        refused = Counter(f"quarantined.{code}" for code, _ in unit.refused.values())
+        ledger.counters.add(
+            ended_at,
+            {"migration.batches": 1, "migration.rows": marked, "migration.attempts": batch.attempts}
+            | {"migration.quarantined": len(unit.refused)}
+            | refused
+            | observation("migration.wait", (unit.started_at - batch.created_at).total_seconds())
+            | observation("migration.run", result.duration_s),
+        )
     logger.info("batch migrated", extra={"batch": batch.id} | result.summary())
     return result
 

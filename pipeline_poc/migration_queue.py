@@ -4,24 +4,31 @@ A job carries the id of its batch, as JSON, and has that id itself. A job names 
 but the name is only compared: nothing is ever imported because Redis says so (`worker`).
 """
 
+import base64
+import json
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Any, cast
+from datetime import UTC, datetime
+from typing import Any, Literal, cast
 
 from redis import Redis, exceptions
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 from rq import Queue
+from rq.exceptions import NoSuchJobError
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
+from rq.registry import BaseRegistry
 from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
-from rq.worker import SimpleWorker
+from rq.utils import utcparse
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from pipeline_poc.errors import ServiceUnavailable, invalid_url, mask_secrets
+from pipeline_poc.selection import SelectionError
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +39,8 @@ _RESULT_TTL_S = 86_400
 """Jobs that went well can be looked at for a day."""
 _FAILURE_TTL_S = 30 * 86_400
 """Dead letters can be looked at for a month; their batches wait in the ledger without end."""
+_ERROR_SHOWN = 500
+"""Characters of an error that a person is shown."""
 _TICK_LOCK_S = 60
 """A tick that died gives way to the next one after so many seconds."""
 
@@ -60,6 +69,10 @@ class QueueSnapshot:
         return self.queued | self.taken | self.started | self.scheduled
 
 
+JobState = Literal["queued", "started", "scheduled", "finished", "failed", "deferred"]
+JOB_STATES: tuple[JobState, ...] = ("queued", "started", "scheduled", "finished", "failed", "deferred")
+
+
 @dataclass(frozen=True, slots=True)
 class QueueCounts:
     """Number of jobs by state, and of live workers."""
@@ -69,7 +82,51 @@ class QueueCounts:
     scheduled: int
     finished: int
     failed: int
+    deferred: int
     workers: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """A job as people look at it.
+
+    Attributes:
+        id: Of the job, and of its batch.
+        attempt: The latest one that began; counts from 1; 0 before the first.
+        next_retry_at: When the next attempt is due; None unless it is scheduled.
+        error_type: Class of the last attempt's error; None where it went well or there was none.
+        worker: Who executes it, or did so last.
+    """
+
+    id: str
+    state: JobState
+    attempt: int = 0
+    enqueued_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    next_retry_at: datetime | None = None
+    error_type: str | None = None
+    error_message: str | None = None
+    worker: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """A live worker, and what it is doing.
+
+    Attributes:
+        state: ``idle``, ``busy``, ``suspended`` or ``started``.
+        batch: What it executes; None while it is idle.
+        heartbeat_at: Its last sign of life.
+    """
+
+    name: str
+    state: str
+    batch: str | None
+    birth_at: datetime | None
+    heartbeat_at: datetime | None
+    succeeded: int
+    failed: int
 
 
 class MigrationQueue:
@@ -218,18 +275,110 @@ class MigrationQueue:
         queue = self.rq
         with self.translated(), self._redis.pipeline() as pipeline:
             pipeline.llen(queue.key)
-            for registry in (
-                queue.started_job_registry,
-                queue.scheduled_job_registry,
-                queue.finished_job_registry,
-                queue.failed_job_registry,
-            ):
-                pipeline.zcard(registry.key)
-            queued, started, scheduled, finished, failed = cast(list[int], pipeline.execute())
-            workers = len(SimpleWorker.all(queue=queue, serializer=JSONSerializer))
-        return QueueCounts(
-            queued=queued, started=started, scheduled=scheduled, finished=finished, failed=failed, workers=workers
-        )
+            for state in JOB_STATES[1:]:
+                pipeline.zcard(self._registry_key(state))
+            pipeline.scard(self._workers_key)
+            counts = cast(list[int], pipeline.execute())
+        return QueueCounts(*counts)
+
+    def page(self, state: JobState, *, limit: int, cursor: str | None = None) -> tuple[list[JobInfo], str | None]:
+        """List jobs in a state, newest first; costs the same however many there are.
+
+        Args:
+            state: Where to look.
+            limit: Most jobs to return.
+            cursor: What the page before returned; None for the newest.
+
+        Returns:
+            The jobs, and the cursor of the next page; None where there is none.
+
+        Raises:
+            SelectionError: The cursor is none of ours.
+        """
+        after = _decode_cursor(cursor) if cursor else None
+        with self.translated():
+            found = self._queued_ids(limit + 1, after) if state == "queued" else self._listed(state, limit + 1, after)
+            shown = found[:limit]
+            jobs = self._infos([entry for entry, _ in shown], state, dict(shown))
+        return jobs, _encode_cursor(*shown[-1]) if len(found) > limit else None
+
+    def _queued_ids(self, count: int, after: tuple[str, float] | None) -> list[tuple[str, float]]:
+        key = self.rq.key
+        # The newest are at the end. Where the job of the cursor is gone, so are those before it: first in, first out.
+        end = cast(int | None, self._redis.llen(key) if after is None else self._redis.lpos(key, after[0], rank=-1))
+        if not end:
+            return []
+        entries = cast(list[bytes], self._redis.lrange(key, max(0, end - count), end - 1))
+        return [(_shown(entry), 0.0) for entry in reversed(entries)]
+
+    def _listed(self, state: JobState, count: int, after: tuple[str, float] | None) -> list[tuple[str, float]]:
+        key = self._registry_key(state)
+        first = 0
+        if after is not None:
+            rank = cast(int | None, self._redis.zrevrank(key, after[0]))
+            first = rank + 1 if rank is not None else self._redis.zcount(key, f"({after[1]!r}", "+inf")
+        entries = self._redis.zrevrange(key, first, first + count - 1, withscores=True)
+        return [(_shown(entry), score) for entry, score in cast(list[tuple[bytes, float]], entries)]
+
+    def _infos(self, entries: Sequence[str], state: JobState, scores: Mapping[str, float]) -> list[JobInfo]:
+        ids = [entry.partition(":")[0] for entry in entries]
+        jobs = self._read(ids)
+        return [
+            _job_info(job, state, scores[entry]) if job is not None else JobInfo(job_id, state)
+            for entry, job_id, job in zip(entries, ids, jobs, strict=True)
+        ]
+
+    def _read(self, job_ids: Sequence[str]) -> list[Job | None]:
+        """Read jobs for people; None for what is gone, or is no job that RQ can read."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in job_ids:
+                pipeline.hgetall(Job.key_for(job_id))
+            kept = cast(list[dict[bytes, bytes]], pipeline.execute())
+        return [self._restored(job_id, values) for job_id, values in zip(job_ids, kept, strict=True)]
+
+    def _restored(self, job_id: str, values: dict[bytes, bytes]) -> Job | None:
+        job = Job(job_id, connection=self._redis, serializer=JSONSerializer)
+        try:
+            job.restore(values)
+        except (TypeError, ValueError, RecursionError, NoSuchJobError):
+            return None
+        return job
+
+    def job(self, batch_id: str) -> JobInfo | None:
+        """Look the job of a batch up; None where the queue doesn't know it."""
+        with self.translated():
+            (job,) = self._read([batch_id])
+            state = job.get_status(refresh=False).value if job is not None else None
+            if job is None or state not in JOB_STATES:
+                return None
+            due = self._redis.zscore(self._registry_key("scheduled"), batch_id)
+        return _job_info(job, state, due or 0.0)
+
+    def workers(self) -> list[WorkerInfo]:
+        """List the live workers and what they do, by name."""
+        with self.translated():
+            keys = sorted(cast(set[bytes], self._redis.smembers(self._workers_key)))
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for key in keys:
+                    pipeline.hgetall(key)
+                kept = cast(list[dict[bytes, bytes]], pipeline.execute())
+        named = zip((key.decode().rpartition(":")[2] for key in keys), kept, strict=True)
+        # The hash of a worker that died without a word expires; its name stays listed until another one tidies up.
+        return [_worker_info(name, values) for name, values in named if b"birth" in values and b"death" not in values]
+
+    @property
+    def _workers_key(self) -> str:
+        return WORKERS_BY_QUEUE_KEY % self.rq.name
+
+    def _registry_key(self, state: JobState) -> str:
+        registries: dict[str, BaseRegistry] = {
+            "started": self.rq.started_job_registry,
+            "scheduled": self.rq.scheduled_job_registry,
+            "finished": self.rq.finished_job_registry,
+            "failed": self.rq.failed_job_registry,
+            "deferred": self.rq.deferred_job_registry,
+        }
+        return registries[state].key
 
     @contextmanager
     def translated(self) -> Iterator[None]:
@@ -242,6 +391,61 @@ class MigrationQueue:
             yield
         except exceptions.RedisError as error:
             raise ServiceUnavailable("Redis", "REDIS_URL", self._url, error) from error
+
+
+def _job_info(job: Job, state: JobState, score: float) -> JobInfo:
+    meta: Any = job.meta  # Whoever can write to Redis chooses it.
+    error = meta.get("error") if isinstance(meta, dict) else None
+    error = error if isinstance(error, dict) and state != "finished" else {}
+    has_begun = job.started_at is not None
+    return JobInfo(
+        id=job.id,
+        state=state,
+        attempt=(job.number_of_retries or 0) + (1 if state in ("started", "finished") and has_begun else 0),
+        enqueued_at=job.enqueued_at,
+        started_at=job.started_at,
+        ended_at=job.ended_at,
+        next_retry_at=datetime.fromtimestamp(score, UTC) if state == "scheduled" else None,
+        error_type=_text(error.get("type")),
+        error_message=_text(error.get("message")),
+        worker=job.worker_name,
+    )
+
+
+def _shown(entry: bytes) -> str:
+    return entry.decode("utf-8", "replace")
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)[:_ERROR_SHOWN]
+
+
+def _worker_info(name: str, values: Mapping[bytes, bytes]) -> WorkerInfo:
+    texts = {field.decode(): value.decode("utf-8", "replace") for field, value in values.items()}
+    return WorkerInfo(
+        name=name,
+        state=texts.get("state", "started"),
+        batch=texts.get("current_job") or None,
+        birth_at=utcparse(texts["birth"]),
+        heartbeat_at=utcparse(texts["last_heartbeat"]) if "last_heartbeat" in texts else None,
+        succeeded=int(texts.get("successful_job_count", 0)),
+        failed=int(texts.get("failed_job_count", 0)),
+    )
+
+
+def _encode_cursor(entry: str, score: float) -> str:
+    return base64.urlsafe_b64encode(json.dumps([entry, score]).encode()).decode().rstrip("=")
+
+
+def _decode_cursor(cursor: str) -> tuple[str, float]:
+    try:
+        entry, score = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        place = str(entry.encode(), "utf-8"), float(score)
+    except (AttributeError, TypeError, ValueError, OverflowError, RecursionError):
+        raise SelectionError("the cursor is not one that a page returned") from None
+    if not math.isfinite(place[1]):
+        raise SelectionError("the cursor is not one that a page returned")
+    return place
 
 
 def _ids(entries: Sequence[bytes]) -> frozenset[str]:

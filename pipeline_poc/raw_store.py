@@ -42,6 +42,7 @@ _IN_LIST = 50
 _DENSE = 2
 """Ids that fill at least one in so many places of their range are read as a range, at a quarter of the time."""
 _DUPLICATE_KEY = 11000
+_LAST_INGESTION = "last"
 _TRIES = 5
 """Rounds in which an ingestion tries to get ahead of others that change the same posts."""
 
@@ -172,6 +173,16 @@ class RawStore:
             if not pending:
                 return Stored(new=new, changed=changed, unchanged=len(posts) - new - changed)
         raise TransientError(f"{len(pending)} posts, such as {pending[0].post.external_id}, keep changing meanwhile")
+
+    def offer(
+        self, posts: Sequence[HashedPost], known: Mapping[int, StoredVersion], batch_id: str, at: datetime
+    ) -> int:
+        """Store as `store` does, but give way to every version that somebody else stored meanwhile.
+
+        Returns:
+            Number of posts written.
+        """
+        return sum(self._write([_store_operation(post, known, batch_id, at) for post in posts]))
 
     def _write(self, operations: Sequence[InsertOne[Document] | UpdateOne]) -> tuple[int, int]:
         """Return how many documents were inserted and modified; the rest met a version of somebody else."""
@@ -327,7 +338,12 @@ class RawStore:
         with self._mongo.translated(), self._posts.find(query, {"_id": False}).sort("externalId", ASCENDING) as cursor:
             for document in cursor:
                 if isinstance(document.get("externalId"), int):
-                    yield _post_state(document)
+                    yield post_state(document)
+
+    def document(self, external_id: int) -> Document | None:
+        """Look the document of a post up, as it is."""
+        with self._mongo.translated():
+            return self._posts.find_one({"externalId": external_id})
 
     def load_state(self, key: str) -> Document:
         """Return what `save_state` kept under a key; empty where that is nothing."""
@@ -352,6 +368,25 @@ class RawStore:
             except DuplicateKeyError:
                 return False
         return True
+
+    def note_ingestion(self, at: datetime, *, run: Document | None, error: str | None) -> None:
+        """Keep how an ingestion ended: its numbers where it went well, else its error."""
+        update: Document = (
+            {"$set": {"lastRun": run, "lastSuccessAt": at, "errorsSince": 0}}
+            if error is None
+            else {"$set": {"lastError": error, "lastErrorAt": at}, "$inc": {"errorsSince": 1}}
+        )
+        with self._mongo.translated():
+            self._state.update_one({"_id": _LAST_INGESTION}, update, upsert=True)
+
+    def last_ingestion(self) -> Document:
+        """Return what `note_ingestion` kept; empty where nothing was ever ingested."""
+        return self.load_state(_LAST_INGESTION)
+
+    def forget_etags(self) -> None:
+        """Make the next ingestion of each source ask for everything."""
+        with self._mongo.translated():
+            self._state.update_many({}, {"$unset": {"etag": ""}})
 
     def drop_state(self, key: str) -> None:
         """Forget what is kept under a key."""
@@ -443,7 +478,8 @@ def _stored_post(document: Document) -> StoredPost:
     )
 
 
-def _post_state(document: Document) -> PostState:
+def post_state(document: Document) -> PostState:
+    """Return a document of ``posts`` as reconciliation sees it."""
     digest = _hash_of(document)
     return PostState(
         external_id=document["externalId"],

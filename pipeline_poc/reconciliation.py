@@ -6,15 +6,18 @@ posts and rows may move while they are compared; only what stays wrong is report
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 from pipeline_poc.clock import utc_now
+from pipeline_poc.errors import PipelineError, mask_secrets
 from pipeline_poc.ledger import Ledger
 from pipeline_poc.raw_store import PostState, RawStore
 from pipeline_poc.relational_store import RelationalStore, RowState
+from pipeline_poc.state import State
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +31,12 @@ wrongly_flagged  not migrated, not quarantined, and in no batch that anybody wil
                  stored content hash is not that of the content
 """
 
+_KEPT = "reconciliation"
+_IDS_KEPT = 1000
+"""Ids of each fault that are kept; a document of the server is bounded."""
+_SIGN_OF_LIFE = timedelta(seconds=5)
+_GIVEN_UP_AFTER = timedelta(minutes=2)
+"""Second looks at many ids take a while, without a sign of life."""
 _SECOND_LOOKS = 3
 _SECOND_LOOK_AFTER_S = 0.5
 _SUSPECTS_MAX = 10_000
@@ -102,7 +111,7 @@ def reconcile(
             result.migrated += post.migrated
             result.quarantined += post.quarantined and not post.migrated
             result.backlog += not post.migrated and not post.quarantined
-        fault = _fault(post, row, waiting)
+        fault = fault_of(post, row, waiting)
         if fault is not None:
             result.faults[fault].append(external_id)
         if compared % 1000 == 0:
@@ -111,6 +120,73 @@ def reconcile(
     result.duration_s = (utc_now() - result.started_at).total_seconds()
     logger.info("reconciled", extra=result.summary() | {f"{name}_ids": ids[:20] for name, ids in result.faults.items()})
     return result
+
+
+@dataclass(frozen=True, slots=True)
+class LastReconciliation:
+    """The latest comparison, as it is kept in MongoDB.
+
+    Attributes:
+        state: ``none`` where there never was one.
+        summary: Of the last one that was completed, which may be one before this; None where there is none.
+        ids: Its faults, the first 1,000 of each kind.
+        error: Why this one failed.
+    """
+
+    state: Literal["none", "running", "done", "failed"]
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+    summary: dict[str, Any] | None = None
+    ids: dict[Fault, list[int]] | None = None
+    error: str | None = None
+
+
+def keep(compare: Callable[[Callable[[int], None]], Reconciliation], state: State) -> Reconciliation:
+    """Run a comparison and keep how it goes and ends, for others to look at.
+
+    Args:
+        compare: Runs it; takes what is to be called now and then while it does.
+        state: Where it is kept.
+
+    Raises:
+        PipelineError: Whatever the comparison raises.
+    """
+    started_at = utc_now()
+    state.save(_KEPT, {"state": "running", "startedAt": started_at, "aliveAt": started_at, "error": None})
+    signs_of_life = [started_at]
+
+    def show_life(_: int) -> None:
+        now = utc_now()
+        if now - signs_of_life[-1] > _SIGN_OF_LIFE:
+            signs_of_life[:] = [now]
+            state.save(_KEPT, {"aliveAt": now})
+
+    try:
+        result = compare(show_life)
+    except BaseException as error:
+        with suppress(PipelineError):  # The comparison's own error says more.
+            text = mask_secrets(f"{type(error).__name__}: {error}")
+            state.save(_KEPT, {"state": "failed", "endedAt": utc_now(), "error": text})
+        raise
+    ids = {fault: ids[:_IDS_KEPT] for fault, ids in result.faults.items()}
+    state.save(_KEPT, {"state": "done", "endedAt": utc_now(), "summary": result.summary(), "ids": ids})
+    return result
+
+
+def last(state: State) -> LastReconciliation:
+    """Return how the latest comparison went; one whose process died counts as failed."""
+    kept = state.load(_KEPT)
+    known: LastReconciliation = LastReconciliation(
+        state=kept.get("state", "none"),
+        started_at=kept.get("startedAt"),
+        ended_at=kept.get("endedAt"),
+        summary=kept.get("summary"),
+        ids=kept.get("ids"),
+        error=kept.get("error"),
+    )
+    if known.state == "running" and utc_now() - kept["aliveAt"] > _GIVEN_UP_AFTER:
+        return replace(known, state="failed", ended_at=kept["aliveAt"], error="its process gave no sign of life")
+    return known
 
 
 def _look_again(result: Reconciliation, raw_store: RawStore, ledger: Ledger, relational_store: RelationalStore) -> None:
@@ -123,13 +199,20 @@ def _look_again(result: Reconciliation, raw_store: RawStore, ledger: Ledger, rel
         again: dict[Fault, list[int]] = {fault: [] for fault in FAULTS}
         suspected, asked = set(suspects), suspects if len(suspects) <= _SUSPECTS_MAX else None
         for external_id, post, row in _merge(raw_store.states(asked), relational_store.rows(asked)):
-            fault = _fault(post, row, waiting)
+            fault = fault_of(post, row, waiting)
             if fault is not None and external_id in suspected:
                 again[fault].append(external_id)
         result.faults = again
 
 
-def _fault(post: PostState | None, row: RowState | None, waiting: set[str]) -> Fault | None:
+def fault_of(post: PostState | None, row: RowState | None, waiting: Collection[str]) -> Fault | None:
+    """Return what is wrong with a post and its row; None where they are as they should be.
+
+    Args:
+        post: None where there is none.
+        row: None where there is none.
+        waiting: Ids of the batches that are not closed.
+    """
     if post is None:
         return "extra"
     if post.migrated:

@@ -226,6 +226,13 @@ class RelationalStore:
         with self._translated(), self._engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
+    def row(self, external_id: int) -> dict[str, Any] | None:
+        """Look the row of a post up, column by column; times are UTC without a zone."""
+        query = sa.select(migrated_posts).where(migrated_posts.c.externalId == external_id)
+        with self._translated(), self._engine.connect() as connection:
+            found = connection.execute(query).mappings().first()
+        return dict(found) if found is not None else None
+
     def rows(self, external_ids: Sequence[int] | None = None, *, page: int = 5000) -> Iterator[RowState]:
         """Stream the rows, or those of these posts, by id; memory is bounded by a page."""
         table = migrated_posts.c

@@ -1,26 +1,37 @@
 """The composition root: the only place that constructs the source, the stores and the queue."""
 
+import logging
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from threading import Lock
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
-from pipeline_poc import embedded, enqueueing, ingestion, migration
+from pipeline_poc import control, desk, embedded, enqueueing, ingestion, migration, passport, reconciliation
+from pipeline_poc.clock import utc_now
+from pipeline_poc.control import Control, Mode
+from pipeline_poc.dead_letters import DeadLetters
 from pipeline_poc.enqueueing import TickPolicy, TickResult
+from pipeline_poc.idempotency import IdempotencyKeys
 from pipeline_poc.ingestion import IngestionResult
 from pipeline_poc.ledger import Ledger
 from pipeline_poc.migration import MigrationResult
 from pipeline_poc.migration_queue import MigrationQueue
 from pipeline_poc.mongo import Mongo
+from pipeline_poc.quarantine import Quarantine
 from pipeline_poc.raw_store import RawStore
-from pipeline_poc.reconciliation import Reconciliation, reconcile
+from pipeline_poc.reconciliation import Fault, Reconciliation, reconcile
 from pipeline_poc.relational_store import RelationalStore
+from pipeline_poc.repairs import Repairs
+from pipeline_poc.selection import Selection
 from pipeline_poc.settings import PUBLIC_SOURCE_URL, Settings
 from pipeline_poc.source import Source
+from pipeline_poc.state import State
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -150,6 +161,12 @@ class Services:
         self._resources.callback(queue.close)
         return queue
 
+    @property
+    def redis_url(self) -> str | None:
+        """Where Redis is; None where it is embedded, and not up. May hold a password."""
+        url = self.settings.redis_url
+        return url.get_secret_value() if url else embedded.running("redis", self.settings.data_dir)
+
     @_opened
     def relational_store(self) -> RelationalStore:
         """The relational store, with its schema."""
@@ -163,6 +180,30 @@ class Services:
         self._resources.callback(store.close)
         store.ensure_schema()
         return store
+
+    @_opened
+    def quarantine(self) -> Quarantine:
+        """What is quarantined, with its indexes."""
+        quarantine = Quarantine(self._mongo)
+        quarantine.ensure_indexes()
+        return quarantine
+
+    @_opened
+    def dead_letters(self) -> DeadLetters:
+        """The batches that wait for a person."""
+        return DeadLetters(self._mongo)
+
+    @_opened
+    def state(self) -> State:
+        """What the pipeline remembers about itself."""
+        return State(self._mongo)
+
+    @_opened
+    def idempotency_keys(self) -> IdempotencyKeys:
+        """The keys of requests that must act once, with their index."""
+        keys = IdempotencyKeys(self._mongo)
+        keys.ensure_indexes()
+        return keys
 
     def _embedded(self, kind: embedded.Kind) -> str:
         lease = embedded.lease(kind, self.settings.data_dir)
@@ -194,7 +235,33 @@ class Services:
 
     def tick(self) -> TickResult:
         """Bring the queue in line with the backlog."""
-        return enqueueing.tick(self.raw_store, self.ledger, self.queue, self._relational_store_is_up, self._tick_policy)
+        return enqueueing.tick(
+            self.raw_store,
+            self.ledger,
+            self.queue,
+            self._relational_store_is_up,
+            self._tick_policy,
+            mode=self.control().mode,
+        )
+
+    def control(self) -> Control:
+        """Return the migration's mode."""
+        return control.load(self.state)
+
+    def set_mode(self, mode: Mode, *, by: str, reason: str | None = None) -> Control:
+        """Pause, drain or resume the migration; returns what is in force now."""
+        wanted = Control(mode, utc_now(), by, reason)
+        control.save(self.state, wanted)
+        logger.info("migration mode set", extra={"mode": mode, "by": by, "reason": reason})
+        return wanted
+
+    def require_running(self) -> None:
+        """Refuse to begin a migration while it is paused or drains.
+
+        Raises:
+            MigrationPausedError: It is.
+        """
+        self.control().require_running()
 
     def migrate(self, batch_ids: Iterable[str] | None = None) -> MigrationResult:
         """Migrate these batches, or the whole backlog, in this process."""
@@ -207,13 +274,65 @@ class Services:
             heartbeat_interval_s=self.settings.heartbeat_interval_s,
         )
 
-    def requeue(self) -> int:
-        """Put all dead letters back into the backlog; returns their number."""
-        return sum(self.ledger.reopen(batch.id) for batch in self.ledger.batches("dead"))
+    def requeue_quarantined(self, selection: Selection, *, dry_run: bool = False) -> desk.Requeued:
+        """Put back into the backlog what of the quarantine is valid by today's rules."""
+        return desk.requeue_quarantined(selection, self.quarantine, self.raw_store, self.ledger, dry_run=dry_run)
+
+    def discard_quarantined(
+        self, selection: Selection, because: str, by: str, *, dry_run: bool = False
+    ) -> desk.DiscardResult:
+        """Keep what is selected of the quarantine for the record only."""
+        return desk.discard_quarantined(selection, because, by, self.quarantine, dry_run=dry_run)
+
+    def requeue_dead_letters(self, selection: Selection, *, dry_run: bool = False) -> desk.RequeuedBatches:
+        """Put dead letters back into the backlog."""
+        return desk.requeue_dead_letters(selection, self.dead_letters, self.ledger, dry_run=dry_run)
+
+    def discard_dead_letters(
+        self, selection: Selection, because: str, by: str, *, dry_run: bool = False
+    ) -> desk.DiscardResult:
+        """Give dead letters up: their posts go to quarantine."""
+        return desk.discard_dead_letters(
+            selection,
+            because,
+            by,
+            dead_letters=self.dead_letters,
+            quarantine=self.quarantine,
+            ledger=self.ledger,
+            dry_run=dry_run,
+        )
+
+    def passport(self, external_id: int) -> passport.Passport | None:
+        """Collect what is known of a post; None where neither store knows it."""
+        return passport.passport(
+            external_id, self.raw_store, self.ledger, lambda: self.queue, lambda: self.relational_store
+        )
 
     def reconcile(self, on_progress: Callable[[int], None] = lambda _: None) -> Reconciliation:
-        """Compare both stores, post by post."""
-        return reconcile(self.raw_store, self.ledger, self.relational_store, on_progress=on_progress)
+        """Compare both stores, post by post, and keep the outcome."""
+
+        def compare(show_life: Callable[[int], None]) -> Reconciliation:
+            def progress(compared: int) -> None:
+                show_life(compared)
+                on_progress(compared)
+
+            return reconcile(self.raw_store, self.ledger, self.relational_store, on_progress=progress)
+
+        return reconciliation.keep(compare, self.state)
+
+    def last_reconciliation(self) -> reconciliation.LastReconciliation:
+        """Return how the latest comparison went."""
+        return reconciliation.last(self.state)
+
+    def repair(self, faults: Mapping[Fault, Sequence[int]] | None = None, *, dry_run: bool = False) -> desk.Repair:
+        """Put posts with faults back into the backlog; None means all that a comparison finds now."""
+        return desk.repair(
+            self.reconcile().faults if faults is None else faults,
+            Repairs(self._mongo),
+            self.ledger,
+            self.relational_store,
+            dry_run=dry_run,
+        )
 
     @property
     def worker_name(self) -> str:

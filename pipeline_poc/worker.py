@@ -12,18 +12,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 from rq import Queue
-from rq.exceptions import DeserializationError
+from rq.exceptions import DeserializationError, StopRequested
 from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.timeouts import JobTimeoutException
-from rq.worker import SimpleWorker
+from rq.worker import SimpleWorker, WorkerStatus
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from pipeline_poc import retry
 from pipeline_poc.clock import utc_now
-from pipeline_poc.errors import PipelineError, TerminalError
+from pipeline_poc.errors import PipelineError, TerminalError, mask_secrets
 from pipeline_poc.migration import MigrationResult
 from pipeline_poc.migration_queue import JOB_FUNCTION
 from pipeline_poc.orchestration.reporting import Reporter
@@ -40,7 +42,9 @@ _CAN_NOT_START = (2, 3)
 """Exit codes of the command line for wrong settings and services that are away."""
 _RESTART_PAUSE_S = 2.0
 _HOUSEKEEPING_S = 1.0
-"""Pause between two looks for retries that are due."""
+"""Pause between two looks for retries that are due, and at the migration's mode."""
+_ERROR_SHOWN = 500
+"""Characters of an error that stay with a job."""
 
 
 class RefusedJobError(TerminalError):
@@ -93,6 +97,7 @@ class MigrationWorker(SimpleWorker):
     Attributes:
         succeeded: Number of jobs that went well; RQ counts in Redis only.
         failed: Number of attempts that did not.
+        is_paused: Whether to begin no job; set by who looks after the worker.
     """
 
     def __init__(self, services: Services, reporter: Reporter) -> None:
@@ -111,6 +116,7 @@ class MigrationWorker(SimpleWorker):
         self._reporter = reporter
         self.succeeded = 0
         self.failed = 0
+        self.is_paused = False
         MigrationJob.handler = staticmethod(self._migrate)
 
     def _migrate(self, batch_id: str) -> dict[str, Any]:
@@ -118,6 +124,32 @@ class MigrationWorker(SimpleWorker):
         self._reporter.add(result)
         self.succeeded += 1
         return result.summary()
+
+    def check_for_suspension(self, burst: bool) -> None:
+        """Wait while the migration is paused; what is executed already is not interrupted.
+
+        RQ's own suspension stops every queue of a Redis, and is forgotten when that is flushed.
+        """
+        before = None
+        while self.is_paused and not self._stop_requested:
+            if burst:
+                raise StopRequested
+            if before is None:
+                before = self.get_state()
+                self.set_state(WorkerStatus.SUSPENDED)
+            self.heartbeat()
+            time.sleep(_HOUSEKEEPING_S)
+        if before is not None:
+            self.set_state(before)
+
+    def register_again(self) -> None:
+        """Register with Redis once more where that has forgotten this worker: it was flushed."""
+        if self.birth_date is None:  # It is about to register for the first time.
+            return
+        if not self.connection.sismember(WORKERS_BY_QUEUE_KEY % self.queues[0].name, self.key):
+            self.connection.delete(self.key)
+            self.register_birth()  # type: ignore[no-untyped-call]
+            self.set_state(self.get_state())
 
     def handle_exception(self, job: Job, *exc_info: Any) -> None:
         """Decide what becomes of a failed job: another attempt after a while, or a dead letter.
@@ -146,16 +178,21 @@ class MigrationWorker(SimpleWorker):
             },
             exc_info=None if isinstance(error, PipelineError) else error,
         )
+        with suppress(PipelineError), self._services.queue.translated():
+            job.meta["error"] = {"type": type(error).__name__, "message": mask_secrets(str(error))[:_ERROR_SHOWN]}
+            job.save_meta()  # type: ignore[no-untyped-call]
         if not isinstance(error, RefusedJobError):  # Which says nothing about the batch of that name.
-            self._note(job.id, text, is_dead=decision.delay_s is None and not decision.systemic)
+            self._note(job.id, text, type(error).__name__, is_dead=decision.delay_s is None and not decision.systemic)
 
-    def _note(self, batch_id: str, error: str, *, is_dead: bool) -> None:
+    def _note(self, batch_id: str, error: str, reason: str, *, is_dead: bool) -> None:
         """Write the failure to the ledger; where that is away, the sensor finds the job failed."""
         try:
             if is_dead:
                 self._services.ledger.bury(batch_id, utc_now(), error)
             else:
                 self._services.ledger.note_failure(batch_id, error)
+            count = "migration.dead_letters" if is_dead else f"retries.{reason}"
+            self._services.ledger.counters.add(utc_now(), {count: 1})
         except PipelineError as ledger_error:
             logger.warning("failure not noted", extra={"batch": batch_id, "error": str(ledger_error)})
 
@@ -185,9 +222,12 @@ def run_worker(services: Services, *, burst: bool) -> int:
     services.open_all()
     done = threading.Event()
     with Reporter(services.settings.dagster_home) as reporter:
-        housekeeper = threading.Thread(target=_keep_house, args=(services, done), name="housekeeping", daemon=True)
-        housekeeper.start()
         worker = MigrationWorker(services, reporter)
+        worker.is_paused = services.control().mode == "paused"
+        housekeeper = threading.Thread(
+            target=_keep_house, args=(services, worker, done), name="housekeeping", daemon=True
+        )
+        housekeeper.start()
         logger.info("worker started", extra={"worker": worker.name, "queue": services.queue.rq.name})
         try:
             worker.work(burst=burst, logging_level="WARNING")
@@ -234,9 +274,14 @@ def run_workers(count: int, *, burst: bool) -> int:
     return next((max(status, 1) for process in processes if (status := process.wait())), 0)
 
 
-def _keep_house(services: Services, done: threading.Event) -> None:
+def _keep_house(services: Services, worker: MigrationWorker, done: threading.Event) -> None:
+    """Obey the migration's mode, promote retries that are due, and stay registered; once a second."""
     while not done.wait(_HOUSEKEEPING_S):
         try:
-            services.queue.promote_due()
+            worker.is_paused = services.control().mode == "paused"
+            with services.queue.translated():
+                worker.register_again()
+            if not worker.is_paused:
+                services.queue.promote_due()
         except PipelineError as error:
-            logger.debug("retries not promoted: %s", error)
+            logger.debug("housekeeping failed: %s", error)

@@ -24,14 +24,19 @@ class RawStoreIOManager(ConfigurableIOManager):
     def handle_output(self, context: OutputContext, obj: PostStream) -> None:
         """Store every batch of the stream."""
         services = self.services
-        with _plain_failures(), closing(obj.batches):
-            for batch in obj.batches:
-                ingestion.store(batch, services.raw_store, services.ledger, obj.result)
-                context.log.info("stored %s of %s records", _accounted(obj.result), obj.result.fetched)
+        result = obj.result
+        with _plain_failures():
+            ingestion.store_all(
+                obj.batches,
+                services.raw_store,
+                services.ledger,
+                result,
+                on_progress=lambda: context.log.info("stored %s of %s records", result.accounted, result.fetched),
+            )
             counts = services.raw_store.counts()
             oldest = services.ledger.oldest_waiting()
         context.add_output_metadata(
-            ingestion_metadata(obj.result)
+            ingestion_metadata(result)
             | {
                 "dagster/row_count": counts.stored,
                 "backlog": counts.backlog,
@@ -44,6 +49,7 @@ class RawStoreIOManager(ConfigurableIOManager):
 
     def load_input(self, context: InputContext) -> Backlog:  # noqa: ARG002 - Dagster's signature
         """Return what is stored and not migrated yet."""
+        self.services.require_running()
         self.services.adopt()
         return Backlog(migration.open_batches(self.services.ledger))
 
@@ -82,7 +88,3 @@ def _plain_failures() -> Iterator[None]:
         yield
     except PipelineError as error:
         raise Failure(str(error)) from error
-
-
-def _accounted(result: ingestion.IngestionResult) -> int:
-    return result.new + result.changed + result.unchanged + result.quarantined

@@ -17,11 +17,12 @@ from rq.serializers import JSONSerializer
 
 from pipeline_poc import enqueueing
 from pipeline_poc.clock import utc_now
+from pipeline_poc.control import Mode
 from pipeline_poc.enqueueing import TickPolicy, TickResult
 from pipeline_poc.errors import ServiceUnavailable
+from pipeline_poc.selection import Selection
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
-from pipeline_poc.status import collect
 from pipeline_poc_tests.posts import hashed
 from pipeline_poc_tests.servers import Mongo, Redis
 
@@ -29,9 +30,9 @@ Documents = Database[dict[str, Any]]
 POLICY = TickPolicy(window=5, batch_size=10, heartbeat_timeout_s=30, filling_timeout_s=120)
 
 
-def tick(services: Services, policy: TickPolicy = POLICY, *, is_up: bool = True) -> TickResult:
+def tick(services: Services, policy: TickPolicy = POLICY, *, is_up: bool = True, mode: Mode = "running") -> TickResult:
     """Tick once."""
-    return enqueueing.tick(services.raw_store, services.ledger, services.queue, lambda: is_up, policy)
+    return enqueueing.tick(services.raw_store, services.ledger, services.queue, lambda: is_up, policy, mode=mode)
 
 
 def fill(services: Services, *sizes: int) -> list[str]:
@@ -354,7 +355,7 @@ def test_the_store_is_asked_only_when_it_matters(services: Services) -> None:
         asked.append(True)
         return True
 
-    enqueueing.tick(services.raw_store, services.ledger, services.queue, is_up, POLICY)
+    enqueueing.tick(services.raw_store, services.ledger, services.queue, is_up, POLICY, mode="running")
     assert asked == []
 
 
@@ -384,12 +385,12 @@ def test_dead_letters_return_when_a_person_says_so(services: Services) -> None:
     services.ingest()
     dead = services.ledger.batches("open")[0]
     assert services.ledger.bury(dead.id, utc_now(), "ValueError: what nobody foresaw")
-    (letter,) = collect(services).dead_letters
-    assert (letter.batch, letter.posts, letter.error) == (dead.id, dead.size, "ValueError: what nobody foresaw")
+    (letter,) = services.dead_letters.items().items
+    assert (letter.id, letter.posts, letter.message) == (dead.id, dead.size, "ValueError: what nobody foresaw")
     services.tick()
     assert dead.id not in services.queue.snapshot().queued
-    assert services.requeue() == 1
-    assert services.requeue() == 0
+    assert services.requeue_dead_letters(Selection(all=True)).requeued == 1
+    assert services.requeue_dead_letters(Selection(all=True)).requeued == 0
     services.tick()
     assert dead.id in services.queue.snapshot().queued
     services.migrate()

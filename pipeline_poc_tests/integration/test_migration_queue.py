@@ -71,7 +71,7 @@ def test_snapshot(queue: MigrationQueue, redis_client: redis.Redis) -> None:
     for place in ("queued", "taken", "started", "scheduled", "failed"):
         assert getattr(snapshot, place) == {place}
     assert snapshot.outstanding == {"queued", "taken", "started", "scheduled"}
-    assert queue.counts() == QueueCounts(queued=1, started=1, scheduled=1, finished=0, failed=1, workers=0)
+    assert queue.counts() == QueueCounts(queued=1, started=1, scheduled=1, finished=0, failed=1, deferred=0, workers=0)
 
 
 def test_due_jobs_are_promoted(queue: MigrationQueue, redis_client: redis.Redis) -> None:
