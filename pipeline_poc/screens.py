@@ -1,6 +1,7 @@
 """What the command line shows to people: tables."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -8,8 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:  # The reports come from their makers; importing those here would slow `--help` down.
+    from pipeline_poc.health import Health
+    from pipeline_poc.raw_store import Counts
     from pipeline_poc.reconciliation import Reconciliation
-    from pipeline_poc.status import Status
     from pipeline_poc.up import Outcome
 
 _IDS_SHOWN = 20
@@ -70,35 +72,25 @@ def show_reconciliation(console: Console, result: "Reconciliation") -> None:
     console.print("Both stores agree." if result.ok else "[red]The stores do not agree.[/]")
 
 
-def show_status(console: Console, status: "Status") -> None:
-    """Show the state of the pipeline."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    for service in status.services:
-        table.add_row(
-            f"[bold]{service.name}[/]", "[green]ok[/]" if service.error is None else "[red]away[/]", escape(service.url)
-        )
-    console.print(table)
-    if status.source_is_stand_in:
-        console.print("[yellow]The source is the stand-in: its posts are made up.[/]")
-    for service in status.services:
-        if service.error is not None:
-            console.print(f"[red]{escape(service.error)}[/]")
-    for title, numbers in (
-        ("Posts", status.posts),
-        ("Quarantined records", status.quarantined_records),
-        ("Backlog", status.backlog),
-        ("Queue", status.queue),
-    ):
-        if numbers:
-            console.print()
-            show_numbers(console, title, numbers)
-    for letter in status.dead_letters:
+_STYLES = {"pass": "[green]pass[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+
+
+def show_health(console: Console, report: "Health", posts: "Counts | None", *, is_stand_in: bool) -> None:
+    """Show the state of the pipeline: a line a check, and what is stored."""
+    width = max(len(check.name) for check in report.checks)
+    for check in report.checks:
+        value = _number(check.value) if isinstance(check.value, (bool, int, float)) else check.value or ""
+        seen, said = f"{value} {check.unit or ''}".strip(), check.output or check.component or ""
+        # A line a check, however long: a terminal wraps it, and grep finds it whole.
         console.print(
-            f"[red]Dead letter {letter.batch}[/] ({letter.posts:,} posts, {letter.attempts} attempts): "
-            f"{escape(letter.error)}"
+            f"{_STYLES[check.status]} [bold]{check.name:<{width}}[/] {escape(seen):>16}  [dim]{escape(said)}[/]",
+            soft_wrap=True,
         )
-    if status.dead_letters:
-        console.print("Once the cause is gone, `pipeline-poc requeue` puts them back into the backlog.")
+    if is_stand_in:
+        console.print("[yellow]The source is the stand-in: its posts are made up.[/]")
+    if posts is not None:
+        console.print()
+        show_numbers(console, "Posts", asdict(posts))
 
 
 def _verdict(result: "Reconciliation") -> str:

@@ -144,7 +144,7 @@ class Settings(BaseSettings):
     )
     auth_protect_ui: Literal["all", "mutations", "off"] = Field(
         "all",
-        description="What needs a token of Dagster's UI and GraphQL, where there are tokens: all, only mutations, or nothing.",
+        description="What of Dagster's UI and GraphQL needs a token, where there are any.",
     )
     session_secret: SecretStr | None = Field(
         None, description="Signs the cookie of a login. Unset: a new one with each start, which ends all logins."

@@ -36,6 +36,7 @@ from pipeline_poc.processes import Children, end_descendants
 from pipeline_poc.reconciliation import Reconciliation
 from pipeline_poc.services import Services
 from pipeline_poc.settings import PUBLIC_SOURCE_URL, Settings
+from pipeline_poc.web.auth import check_binding
 
 logger = logging.getLogger(__name__)
 
@@ -157,6 +158,10 @@ class Pipeline:
         stuck = ticks = 0
         while True:
             left = ledger.batches("open")
+            control = self.services.control()
+            if not control.is_running:
+                self.console.print(f"[yellow]The migration is {control.mode}: `pipeline-poc resume` lets it go on.[/]")
+                return 0
             waiting = len(left) + len(ledger.batches("filling"))
             bar.update(task, completed=max(0, total - sum(batch.size for batch in left)))
             if not waiting and not self.services.raw_store.has_unmigrated(None):
@@ -196,11 +201,10 @@ class Pipeline:
         self.children.look_after()
         if self._code_server_port and _listens("127.0.0.1", self._code_server_port):
             self._code_server_port = None
-            settings = self.services.settings
-            workspace = ["-w", str(self._workspace)]
-            address = ["-h", settings.web_host, "-p", str(settings.web_port)]
-            self.children.start("webserver", [sys.executable, "-m", "dagster_webserver", *address, *workspace])
-            self.children.start("daemon", [sys.executable, "-m", "dagster._daemon", "run", *workspace])
+            workspace = str(self._workspace)
+            webserver = [sys.executable, "-m", "pipeline_poc", "webserver", "--workspace", workspace]
+            self.children.start("webserver", webserver)
+            self.children.start("daemon", [sys.executable, "-m", "dagster._daemon", "run", "-w", workspace])
 
     def _await_ui(self) -> bool:
         """Wait until the UI answers; False if it doesn't within two minutes."""
@@ -208,7 +212,7 @@ class Pipeline:
         with self.console.status("starting the UI"):
             while time.monotonic() < deadline:
                 self.look_after()
-                with suppress(URLError, OSError), urlopen(f"{self.ui_url}/server_info", timeout=2):  # noqa: S310
+                with suppress(URLError, OSError), urlopen(f"{self.ui_url}/health/live", timeout=2):  # noqa: S310
                     return True
                 time.sleep(_POLL_S)
         return False
@@ -224,7 +228,8 @@ class Pipeline:
         """Say where the UI is and look after the children until the process is interrupted."""
         data_dir = self.services.settings.data_dir
         self.console.print(
-            f"\nThe UI is at [bold]{self.ui_url}[/]\nThe data is in {data_dir}, the logs in {data_dir / 'logs'}\n"
+            f"\nThe UI is at [bold]{self.ui_url}[/]\nThe status page is at [bold]{self.ui_url}/pipeline[/]\n"
+            f"The data is in {data_dir}, the logs in {data_dir / 'logs'}\n"
             "Ctrl-C stops everything"
             if self._await_ui()
             else f"[red]The UI does not answer; the logs in {data_dir / 'logs'} say why.[/]"
@@ -305,6 +310,7 @@ def _started(services: Services, console: Console, *, with_ui: bool) -> Iterator
         for name in pipeline.children.end_leftovers():
             console.print(f"Ended a leftover of a killed start: {name}")
         if with_ui:
+            check_binding(settings)
             _check_port(settings.web_host, settings.web_port)
         if settings.may_use_stand_in:
             _use_stand_in_if_offline(services, console)

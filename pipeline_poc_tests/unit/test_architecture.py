@@ -81,7 +81,16 @@ def test_docstrings(path: Path) -> None:
 
 
 DRIVERS = {
-    "pymongo": {"mongo.py", "raw_store.py", "ledger.py"},
+    "pymongo": {
+        "mongo.py",
+        "raw_store.py",
+        "ledger.py",
+        "quarantine.py",
+        "dead_letters.py",
+        "counters.py",
+        "idempotency.py",
+        "repairs.py",
+    },
     "redis": {"migration_queue.py"},
     "rq": {"migration_queue.py", "worker.py"},
     "requests": {"source.py"},

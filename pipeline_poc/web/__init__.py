@@ -1,0 +1,1 @@
+"""The web server: our endpoints beside the Dagster UI."""

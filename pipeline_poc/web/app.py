@@ -1,0 +1,157 @@
+"""Our endpoints as an application, and both applications behind one guard."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import fastapi_offline
+from fastapi import Depends, FastAPI
+from fastapi.responses import HTMLResponse
+from fastapi.security import HTTPBearer
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from pipeline_poc.settings import Settings
+from pipeline_poc.web import desk_routes, login, pipeline_routes, problems, stream_routes
+from pipeline_poc.web.access import first_segment
+from pipeline_poc.web.auth import Authenticator
+from pipeline_poc.web.context import Context
+from pipeline_poc.web.guard import guarded
+from pipeline_poc.web.limits import Limiter
+from pipeline_poc.web.live import Live
+
+_DESCRIPTION = """\
+The pipeline's endpoints, beside Dagster's UI and its GraphQL on the same port.
+
+Errors are problems as RFC 9457 has them. Where tokens are set, `GET` needs one with the scope `read`, everything
+else one with `operate`. Names are in camelCase, times in UTC.
+"""
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {
+        "description": text,
+        "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    for status, text in {
+        400: "The request makes no sense.",
+        401: "A token is needed.",
+        403: "The token's scope is not enough, or the request comes from a page elsewhere.",
+        413: "The body is too large.",
+        422: "A value is not valid; `errors` says which.",
+        429: "Too many requests; `Retry-After` says when to go on.",
+        500: "Something that nobody expected.",
+        503: "A store or Dagster is away; try again later.",
+    }.items()
+}
+_DOCS = """\
+<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>pipeline_poc: API</title>
+<link rel="icon" href="/pipeline/static/icon.svg">
+<link rel="stylesheet" href="/docs/static/swagger-ui.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="/docs/static/swagger-ui-bundle.js"></script>
+<script src="/pipeline/static/docs.js"></script>
+</body>
+</html>
+"""
+_DOCS_POLICY = (
+    "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'none'; "
+    "frame-ancestors 'none'"
+)
+
+
+def create_app(context: Context, authenticator: Authenticator, limiter: Limiter) -> FastAPI:
+    """Return our endpoints as an application; it closes the limiter when it stops."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        live = app.state.live = Live(context)
+        context.census.start()
+        looking = asyncio.create_task(live.run())
+        try:
+            yield
+        finally:
+            looking.cancel()
+            context.census.stop()
+            await limiter.close()
+            await context.dagster.close()
+
+    app = _Api(
+        title="pipeline_poc",
+        version=version("pipeline-poc"),
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        responses=_PROBLEMS,
+        dependencies=[Depends(HTTPBearer(auto_error=False, description="Needed where tokens are set."))],
+    )
+    app.state.context = context
+    problems.install(app)
+    routers = (pipeline_routes.router, desk_routes.router, stream_routes.router, login.router(authenticator))
+    for router in routers:
+        app.include_router(router)
+    _make_docs(app)
+    app.mount("/pipeline/static", StaticFiles(directory=stream_routes.STATIC), name="static")
+    routes = [*app.routes, *(route for router in routers for route in router.routes)]
+    app.state.families = frozenset(first_segment(route.path) for route in routes if isinstance(route, (Route, Mount)))
+    return app
+
+
+def _make_docs(app: FastAPI) -> None:
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        """Return the interactive documentation; nothing of it comes from elsewhere."""
+        return HTMLResponse(_DOCS, headers={"Content-Security-Policy": _DOCS_POLICY})
+
+    swagger = Path(fastapi_offline.__file__).parent / "static"
+    app.mount("/docs/static", StaticFiles(directory=swagger), name="docs")
+
+
+class _Api(FastAPI):
+    """Ours; its schema has the problems that every endpoint may answer with."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the schema."""
+        schema = super().openapi()
+        problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+        schema["components"]["schemas"] |= problem.pop("$defs", {}) | {"Problem": problem}
+        return schema
+
+
+class Dispatcher:
+    """Sends what is ours to our application, and everything else to Dagster's UI.
+
+    Dagster's UI answers every path it does not know with its page: what is ours must not get there,
+    not even a wrong method or a path that we don't know either.
+    """
+
+    def __init__(self, own: FastAPI, ui: ASGIApp) -> None:
+        self._own = own
+        self._ui = ui
+        self.families: frozenset[str] = own.state.families
+        """First segments of the paths that are ours."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102 - ASGI's own
+        if scope["type"] == "lifespan" or first_segment(scope["path"]) in self.families:
+            await self._own(scope, receive, send)
+        else:
+            await self._ui(scope, receive, send)
+
+
+def build(context: Context, ui: ASGIApp, settings: Settings) -> ASGIApp:
+    """Return everything that the web server serves."""
+    authenticator = Authenticator(settings)
+    limiter = Limiter(settings, lambda: context.services.redis_url)
+    dispatcher = Dispatcher(create_app(context, authenticator, limiter), ui)
+    return guarded(dispatcher, settings, authenticator, limiter, own=dispatcher.families)

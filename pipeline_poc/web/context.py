@@ -1,0 +1,142 @@
+"""What the endpoints share: the stores, Dagster, and what is kept of them between two requests."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import TypeVar
+
+import httpx
+from fastapi import Request
+from starlette.types import ASGIApp
+
+from pipeline_poc.dagster_api import DagsterApi
+from pipeline_poc.deadline import Calls, DeadlineExceeded, SharedCalls, in_thread
+from pipeline_poc.errors import PipelineError, TransientError
+from pipeline_poc.health import Health, Inspector
+from pipeline_poc.ledger import Batch
+from pipeline_poc.reconciliation import Reconciliation
+from pipeline_poc.services import Services
+from pipeline_poc.settings import Settings
+from pipeline_poc.web import snapshot
+from pipeline_poc.web.census import Census
+from pipeline_poc.web.snapshot import Snapshot
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+ANSWER_S = 6.0
+"""Longest time that an endpoint works on an answer."""
+FRESH_S = 1.0
+"""A snapshot is used again for so long."""
+_ANSWER_TIMEOUT_S = 5.0
+_PART_S = 3.0
+"""Longest time that a store has for its part of a snapshot."""
+_CALLS = 64
+
+
+class Context:
+    """What the endpoints share; made once in the life of a web server.
+
+    Args:
+        settings: Of the process.
+        ui: Dagster's UI, whose GraphQL is asked in this process.
+    """
+
+    def __init__(self, settings: Settings, ui: ASGIApp) -> None:
+        self.settings = settings
+        impatient = {"store_timeout_s": min(settings.store_timeout_s, settings.health_timeout_s)}
+        self.services = Services(settings.model_copy(update=impatient), answer_timeout_s=_ANSWER_TIMEOUT_S)
+        """For answers: gives up on a store that is away before the one who asks does."""
+        self.patient = Services(settings)
+        """For work in the background."""
+        self.dagster = DagsterApi(
+            httpx.AsyncClient(transport=httpx.ASGITransport(app=ui), base_url="http://dagster", timeout=ANSWER_S)
+        )
+        self.inspector = Inspector(self.services, self.dagster)
+        self.census = Census(self.patient)
+        self.launching = asyncio.Lock()
+        """Held by who looks for a run under way and launches one if there is none."""
+        self._calls = Calls(_CALLS)
+        self._shared = SharedCalls()
+        self._snapshot: Snapshot | None = None
+        self._snapshot_at = 0.0
+        self._health: Health | None = None
+        self._health_at = 0.0
+        self._inspecting = asyncio.Lock()
+        self._reconciliation: Future[Reconciliation] | None = None
+
+    def close(self) -> None:
+        """Stop the background work and close the stores."""
+        self.census.stop()
+        self.services.close()
+        self.patient.close()
+
+    async def call(self, func: Callable[[], T], *, deadline_s: float = ANSWER_S) -> T:
+        """Call something that waits for a store.
+
+        Raises:
+            TransientError: It takes too long.
+            PipelineError: Whatever it raises.
+        """
+        try:
+            return await self._calls.run(func, deadline_s)
+        except DeadlineExceeded as error:
+            raise TransientError(f"a store keeps this request waiting: {error}") from None
+
+    async def act(self, func: Callable[[], T], *, deadline_s: float) -> T:
+        """Call something that may work for a while, once MongoDB is seen to answer; raises as `call` does."""
+        await self.call(lambda: self.services.raw_store.ping())
+        return await self.call(func, deadline_s=deadline_s)
+
+    @property
+    def is_reconciling(self) -> bool:
+        """Whether this process is comparing the stores."""
+        return self._reconciliation is not None and not self._reconciliation.done()
+
+    def begin_reconciliation(self) -> None:
+        """Compare the stores in the background; how it goes and ends is kept in MongoDB."""
+        self._reconciliation = in_thread(self.patient.reconcile)
+
+    async def snapshot(self) -> Snapshot:
+        """Return the live state, at most a second old; what is away leaves its part empty, and costs three seconds."""
+        loop = asyncio.get_running_loop()
+        if self._snapshot is None or loop.time() - self._snapshot_at > FRESH_S:
+            services = self.services
+            (ledger, error), (queue, queue_error) = await asyncio.gather(
+                self._part("ledger", lambda: snapshot.ask_ledger(services)),
+                self._part("queue", lambda: snapshot.ask_queue(services)),
+            )
+            batches: dict[str, Batch] | None = None
+            if ledger and queue:
+                batches, _ = await self._part("batches", lambda: services.ledger.by_ids(snapshot.wanted(queue)))
+            self._snapshot = Snapshot(ledger, queue, batches or {}, error, queue_error)
+            self._snapshot_at = loop.time()
+        return self._snapshot
+
+    async def _part(self, name: str, ask: Callable[[], T]) -> tuple[T | None, PipelineError | None]:
+        try:
+            return await self._shared.run(name, ask, _PART_S), None
+        except DeadlineExceeded as error:
+            return None, TransientError(f"the {name} can't be read: {error}")
+        except PipelineError as error:
+            return None, error
+
+    async def health(self, *, max_age_s: float = 0.0) -> Health:
+        """Return the health, at most so old."""
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
+        async with self._inspecting:
+            # Whoever waited for somebody else's report, begun after they asked, takes it.
+            if self._health is None or asked_at - self._health_at > max_age_s:
+                begun_at = loop.time()
+                self._health = await self.inspector.report()
+                self._health_at = begun_at
+            return self._health
+
+
+def context_of(request: Request) -> Context:
+    """Return the context of the server that answers this request."""
+    context: Context = request.app.state.context
+    return context
