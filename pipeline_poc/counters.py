@@ -6,7 +6,7 @@ deed and its count loses the count.
 
 import logging
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from pymongo import ASCENDING, UpdateOne
@@ -76,17 +76,17 @@ class Counters:
             return [operations[failure["index"]] for failure in error.details["writeErrors"]]
         return []
 
-    def totals(self) -> Document:
-        """Return all that was ever counted, groups as documents; empty before the first count."""
+    def read(self) -> tuple[Document, dict[datetime, Document]]:
+        """Return all that was ever counted, groups as documents, and what was in each minute of the last two hours."""
+        totals: Document = {}
+        minutes: dict[datetime, Document] = {}
         with self._mongo.translated():
-            return self._counters.find_one({"_id": _TOTAL}, {"_id": False}) or {}
-
-    def minutes(self, now: datetime, minutes: int) -> list[tuple[datetime, Document]]:
-        """Return what was counted in each of the last minutes in which anything was, oldest first."""
-        first = now.replace(second=0, microsecond=0) - timedelta(minutes=minutes - 1)
-        with self._mongo.translated():
-            found = list(self._counters.find({"at": {"$gte": first}}, {"_id": False}))
-        return sorted(((document["at"], document) for document in found), key=lambda minute: minute[0])
+            for document in self._counters.find({}):
+                if document["_id"] == _TOTAL:
+                    totals = document
+                else:
+                    minutes[document["at"]] = document
+        return totals, minutes
 
 
 def observation(name: str, seconds: float) -> dict[str, float]:

@@ -292,7 +292,7 @@ def _dagster_checks(state: DagsterState) -> tuple[Check, ...]:
             "dagster:daemons",
             "pass" if daemon.is_healthy else "fail",
             round((now - daemon.heartbeat_at).total_seconds(), 1) if daemon.heartbeat_at else None,
-            "s since its heartbeat",
+            "s",
             None if daemon.is_healthy else "it gives no sign of life: is `dagster-daemon run` running?",
             component=daemon.name,
         )

@@ -66,6 +66,22 @@ class Batch:
         return (now - last).total_seconds() if last else 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """The batches that wait, those of dead letters included.
+
+    Attributes:
+        posts: Posts that they were created for; one that moved to a newer batch meanwhile counts twice.
+        oldest_at: When the oldest of them was created; None where there is none.
+        most_attempts: Most executions that one of them has seen.
+    """
+
+    batches: int
+    posts: int
+    oldest_at: datetime | None
+    most_attempts: int
+
+
 class Ledger:
     """The collection ``batches``. Every method is safe to repeat and to run in several processes.
 
@@ -163,19 +179,24 @@ class Ledger:
                 document["_id"]: _batch(document) for document in self._batches.find({"_id": {"$in": [*batch_ids]}})
             }
 
-    def waiting(self) -> tuple[int, int]:
-        """Return the number of batches of the backlog, and of the posts that they were created for.
-
-        Cheap: one sum over the batches. Posts that have moved to a newer batch count twice.
-        """
+    def backlog(self) -> Backlog:
+        """Sum up the batches that wait; costs time in proportion to those, not to their posts."""
         stages: list[Document] = [
             {"$match": {"state": {"$in": list(_BACKLOG)}}},
-            {"$group": {"_id": None, "batches": {"$sum": 1}, "posts": {"$sum": "$size"}}},
+            {
+                "$group": {
+                    "_id": None,
+                    "batches": {"$sum": 1},
+                    "posts": {"$sum": "$size"},
+                    "oldest": {"$min": "$createdAt"},
+                    "attempts": {"$max": "$attempts"},
+                }
+            },
         ]
         with self._mongo.translated():
             for group in self._batches.aggregate(stages):
-                return group["batches"], group["posts"]
-        return 0, 0
+                return Backlog(group["batches"], group["posts"], group["oldest"], group["attempts"])
+        return Backlog(0, 0, None, 0)
 
     def batches(self, state: State, *, limit: int = 0) -> list[Batch]:
         """List the batches in a state, oldest first; limit 0 means all."""

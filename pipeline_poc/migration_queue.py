@@ -8,7 +8,7 @@ import base64
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +18,7 @@ from redis import Redis, exceptions
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 from rq import Queue
+from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 from rq.registry import BaseRegistry
@@ -336,8 +337,8 @@ class MigrationQueue:
         return [self._restored(job_id, values) for job_id, values in zip(job_ids, kept, strict=True)]
 
     def _restored(self, job_id: str, values: dict[bytes, bytes]) -> Job | None:
-        job = Job(job_id, connection=self._redis, serializer=JSONSerializer)
         try:
+            job = Job(job_id, connection=self._redis, serializer=JSONSerializer)
             job.restore(values)
         except Exception:  # noqa: BLE001 - whoever can write to Redis chooses what RQ stumbles over
             return None
@@ -356,14 +357,19 @@ class MigrationQueue:
     def workers(self) -> list[WorkerInfo]:
         """List the live workers and what they do, by name."""
         with self.translated():
-            keys = sorted(cast(set[bytes], self._redis.smembers(self._workers_key)))
+            keys = sorted(key.decode() for key in cast(set[bytes], self._redis.smembers(self._workers_key)))
+            names = [key.rpartition(":")[2] for key in keys]
             with self._redis.pipeline(transaction=False) as pipeline:
-                for key in keys:
+                for key, name in zip(keys, names, strict=True):
                     pipeline.hgetall(key)
-                kept = cast(list[dict[bytes, bytes]], pipeline.execute())
-        named = zip((key.decode().rpartition(":")[2] for key in keys), kept, strict=True)
+                    pipeline.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(name))
+                kept: list[Any] = pipeline.execute()
         # The hash of a worker that died without a word expires; its name stays listed until another one tidies up.
-        return [_worker_info(name, values) for name, values in named if b"birth" in values and b"death" not in values]
+        return [
+            _worker_info(name, values, executions)
+            for name, values, executions in zip(names, kept[::2], kept[1::2], strict=True)
+            if b"birth" in values and b"death" not in values
+        ]
 
     @property
     def _workers_key(self) -> str:
@@ -416,15 +422,16 @@ def _shown(entry: bytes) -> str:
 
 
 def _text(value: object) -> str | None:
-    return None if value is None else str(value)[:_ERROR_SHOWN]
+    # JSON may spell out halves of characters, which no answer can carry.
+    return None if value is None else str(value)[:_ERROR_SHOWN].encode(errors="backslashreplace").decode()
 
 
-def _worker_info(name: str, values: Mapping[bytes, bytes]) -> WorkerInfo:
+def _worker_info(name: str, values: Mapping[bytes, bytes], executions: Collection[bytes]) -> WorkerInfo:
     texts = {field.decode(): value.decode("utf-8", "replace") for field, value in values.items()}
     return WorkerInfo(
         name=name,
         state=texts.get("state", "started"),
-        batch=texts.get("current_job") or None,
+        batch=next((execution.decode().partition(":")[0] for execution in executions), None),
         birth_at=utcparse(texts["birth"]),
         heartbeat_at=utcparse(texts["last_heartbeat"]) if "last_heartbeat" in texts else None,
         succeeded=int(texts.get("successful_job_count", 0)),

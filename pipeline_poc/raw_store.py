@@ -317,8 +317,7 @@ class RawStore:
 
     def has_posts(self) -> bool:
         """Return whether any post is stored."""
-        with self._mongo.translated():
-            return self._posts.find_one({}, {"_id": True}) is not None
+        return bool(self.sample(1))
 
     def sample(self, limit: int) -> list[Document]:
         """Return some stored posts as documents, the lowest ids first."""

@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline_poc.settings import Settings
 from pipeline_poc.web import desk_routes, login, pipeline_routes, problems, stream_routes
-from pipeline_poc.web.access import first_segment
+from pipeline_poc.web.access import PUBLIC_PATHS, first_segment
 from pipeline_poc.web.auth import Authenticator
 from pipeline_poc.web.context import Context
 from pipeline_poc.web.guard import guarded
@@ -31,20 +31,17 @@ Errors are problems as RFC 9457 has them. Where tokens are set, `GET` needs one 
 else one with `operate`. Names are in camelCase, times in UTC.
 """
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": text,
-        "content": {problems.MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
-    }
-    for status, text in {
-        400: "The request makes no sense.",
-        401: "A token is needed.",
-        403: "The token's scope is not enough, or the request comes from a page elsewhere.",
-        413: "The body is too large.",
-        422: "A value is not valid; `errors` says which.",
-        429: "Too many requests; `Retry-After` says when to go on.",
-        500: "Something that nobody expected.",
-        503: "A store or Dagster is away; try again later.",
-    }.items()
+    400: problems.described("The request makes no sense."),
+    401: problems.described("A token is needed.", "WWW-Authenticate"),
+    403: problems.described("The token's scope is not enough, or the request comes from a page elsewhere."),
+    413: problems.described("The body is too large."),
+    414: problems.described("Path and query are too long."),
+    421: problems.described("The server is not called by this name."),
+    422: problems.described("A value is not valid; `errors` says which."),
+    429: problems.described("Too many requests.", "Retry-After", "RateLimit", "RateLimit-Policy"),
+    431: problems.described("The header fields are too long."),
+    500: problems.described("Something that nobody expected."),
+    503: problems.described("A store or Dagster is away; try again later.", "Retry-After"),
 }
 _DOCS = """\
 <!doctype html>
@@ -126,6 +123,9 @@ class _Api(FastAPI):
         schema = super().openapi()
         problem = problems.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
         schema["components"]["schemas"] |= problem.pop("$defs", {}) | {"Problem": problem}
+        for path in PUBLIC_PATHS & schema["paths"].keys():
+            for operation in schema["paths"][path].values():
+                operation["security"] = []
         return schema
 
 

@@ -3,9 +3,11 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import PipelineError
@@ -13,6 +15,9 @@ from pipeline_poc.raw_store import Counts
 from pipeline_poc.services import Services
 
 logger = logging.getLogger(__name__)
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 _SHARE = 20
 """Counting may take one part in so many of the time: a count that takes a second is made every 20."""
@@ -80,23 +85,30 @@ class Census:
 
     def _signs(self) -> Any:
         """Return what changes whenever posts move; costs two short questions."""
-        return self._services.ledger.counters.totals(), self._services.ledger.waiting()
+        return self._services.ledger.counters.read()[0], self._services.ledger.backlog()
 
     def count(self) -> float:
-        """Count once; returns the seconds that it took."""
-        begun_at, at = time.perf_counter(), utc_now()
-        posts: Counts | None = None
-        rows: int | None = None
-        try:
+        """Count once; returns the seconds that it took.
+
+        Those to open a store, or to find that it is away, are left out: they say nothing about a count.
+        """
+        at, services = utc_now(), self._services
+        with suppress(PipelineError):
             # Before the count: what moves meanwhile is counted again.
             self._seen = self._signs()
-            posts = self._services.raw_store.counts()
-        except PipelineError as error:
-            logger.debug("posts not counted: %s", error)
-        try:
-            rows = self._services.relational_store.count()
-        except PipelineError as error:
-            logger.debug("rows not counted: %s", error)
-        cost_s = time.perf_counter() - begun_at
+        posts, posts_s = _timed(lambda: services.raw_store, lambda store: store.counts())
+        rows, rows_s = _timed(lambda: services.relational_store, lambda store: store.count())
+        cost_s = posts_s + rows_s
         self.tally = Tally(posts, rows, at, round(max(self._interval_s, cost_s * _SHARE) + cost_s, 1))
         return cost_s
+
+
+def _timed(open_: Callable[[], S], count: Callable[[S], T]) -> tuple[T | None, float]:
+    try:
+        store = open_()
+        begun_at = time.perf_counter()
+        counted = count(store)
+    except PipelineError as error:
+        logger.debug("not counted: %s", error)
+        return None, 0.0
+    return counted, time.perf_counter() - begun_at

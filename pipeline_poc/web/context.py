@@ -2,9 +2,11 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TypeVar
+from math import inf
+from typing import Any, TypeVar
 
 import httpx
 from fastapi import Request
@@ -31,6 +33,8 @@ ANSWER_S = 6.0
 FRESH_S = 1.0
 """A snapshot is used again for so long."""
 _ANSWER_TIMEOUT_S = 5.0
+STALE_S = 30.0
+"""Where a store is too busy to answer in time, what it said last is shown for so long."""
 _PART_S = 3.0
 """Longest time that a store has for its part of a snapshot."""
 _CALLS = 64
@@ -60,6 +64,7 @@ class Context:
         """Held by who looks for a run under way and launches one if there is none."""
         self._calls = Calls(_CALLS)
         self._shared = SharedCalls()
+        self._read: dict[str, tuple[float, Any]] = {}
         self._snapshot: Snapshot | None = None
         self._snapshot_at = 0.0
         self._health: Health | None = None
@@ -100,7 +105,10 @@ class Context:
         self._reconciliation = in_thread(self.patient.reconcile)
 
     async def snapshot(self) -> Snapshot:
-        """Return the live state, at most a second old; what is away leaves its part empty, and costs three seconds."""
+        """Return the live state; what is away leaves its part empty.
+
+        At most a second old while the stores answer quickly, and half a minute while they are busy.
+        """
         loop = asyncio.get_running_loop()
         if self._snapshot is None or loop.time() - self._snapshot_at > FRESH_S:
             services = self.services
@@ -116,9 +124,18 @@ class Context:
         return self._snapshot
 
     async def _part(self, name: str, ask: Callable[[], T]) -> tuple[T | None, PipelineError | None]:
+        def read() -> T:
+            part = ask()
+            self._read[name] = (time.monotonic(), part)
+            return part
+
         try:
-            return await self._shared.run(name, ask, _PART_S), None
+            return await self._shared.run(name, read, _PART_S), None
         except DeadlineExceeded as error:
+            # A store that is busy is not away: what it said last, maybe in a call that nobody waited for, is shown.
+            read_at, part = self._read.get(name, (-inf, None))
+            if time.monotonic() - read_at < STALE_S:
+                return part, None
             return None, TransientError(f"the {name} can't be read: {error}")
         except PipelineError as error:
             return None, error

@@ -115,7 +115,7 @@ class Live:
         return models.Sample(
             at=snapshot.at.timestamp(),
             migrated_per_s=round(max(0.0, rows - before[1]) / elapsed_s, 1) if before and elapsed_s > 0 else None,
-            backlog=ledger.waiting[1],
+            backlog=ledger.backlog.posts,
             lag_s=round(ledger.lag_s, 3),
         )
 

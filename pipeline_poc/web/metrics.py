@@ -4,7 +4,6 @@ Counters and histograms come from MongoDB, where they survive every restart and 
 processes; several web servers show the same numbers.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 from importlib.metadata import version
@@ -103,8 +102,8 @@ def _tally(tally: Tally) -> Iterator[Metric]:
 def _ledger(ledger: LedgerPart) -> Iterator[Metric]:
     totals = ledger.totals
     yield _gauge("pipeline_lag_seconds", "Age of the oldest post that is not migrated.", [((), ledger.lag_s)])
-    yield _gauge("pipeline_backlog_batches", "Batches that wait.", [((), ledger.waiting[0])])
-    yield _gauge("pipeline_backlog_posts", "Posts that these batches were created for.", [((), ledger.waiting[1])])
+    yield _gauge("pipeline_backlog_batches", "Batches that wait.", [((), ledger.backlog.batches)])
+    yield _gauge("pipeline_backlog_posts", "Posts that these batches were created for.", [((), ledger.backlog.posts)])
     yield _gauge(
         "pipeline_migration_mode",
         "1 for the mode in force.",
@@ -221,10 +220,11 @@ def _histogram(totals: dict[str, object], kept_as: str, name: str, text: str) ->
 
 def _bounded(counted: Iterable[tuple[str, float]]) -> Samples:
     # The same reason may come twice, as that of records and that of posts: a series stands once.
-    sums: Counter[str] = Counter()
+    sums: dict[str, float] = {}
     for reason, count in counted:
-        sums[reason] += count  # type: ignore[assignment]  # counts need not be integers
-    shown = dict(sums.most_common(_REASONS_MAX))
-    if rest := sums.total() - sum(shown.values()):
-        shown["other"] = shown.get("other", 0) + rest
-    return [((reason,), count) for reason, count in sorted(shown.items())]
+        sums[reason] = sums.get(reason, 0) + count
+    ordered = sorted(sums, key=lambda reason: (-sums[reason], reason))
+    shown = {reason: sums[reason] for reason in ordered[:_REASONS_MAX]}
+    if rest := ordered[_REASONS_MAX:]:
+        shown["other"] = shown.get("other", 0) + sum(sums[reason] for reason in rest)
+    return [((reason,), count) for reason, count in shown.items()]

@@ -12,7 +12,17 @@ from pipeline_poc.migration_queue import JobState
 from pipeline_poc.posts import INT_MAX
 
 ExternalId = Annotated[int, Field(ge=1, le=INT_MAX)]
-Words = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=500, pattern=r"^[^\x00]*$")]
+_SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+"""What is stripped; written out, since languages differ in what they mean by white space."""
+Words = Annotated[
+    str,
+    StringConstraints(
+        strip_whitespace=True,
+        min_length=1,
+        max_length=500,
+        pattern=rf"^[^\x00]*[^\x00{_SPACE}][^\x00]*$",
+    ),
+]
 
 
 class Answer(BaseModel):
@@ -27,11 +37,44 @@ class Wish(BaseModel):
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True, extra="forbid")
 
 
+class LiveView(Answer):
+    """That the process answers."""
+
+    status: Literal["pass"]
+
+
+class HealthCheckView(Answer):
+    """A health check, under the names of the draft; what does not apply is left out."""
+
+    component_id: str = Field("", description="Which one it is, where there are several.")
+    component_type: str
+    observed_value: str | float | bool = Field("", description="What was seen.")
+    observed_unit: str = ""
+    status: Verdict
+    output: str = Field("", description="What is wrong, and what to do about it.")
+    time: datetime
+
+
+class HealthView(Answer):
+    """A report of health in the shape of `application/health+json`."""
+
+    status: Verdict = Field(description="The worst of all checks.")
+    version: str
+    release_id: str
+    service_id: str
+    description: str
+    output: str = Field("", description="What has failed; left out where nothing has.")
+    checks: dict[str, list[HealthCheckView]] = Field(description="By component and measurement.")
+    timestamp: datetime = Field(description="For older clients, as the next two.")
+    uptime: float = Field(description="Of the process, in seconds.")
+    services: dict[str, Literal["up", "down"]]
+
+
 class Freshness(Answer):
     """How old the numbers beside it may be."""
 
     as_of: datetime = Field(description="When they were read.")
-    max_age_s: float = Field(description="Oldest that they get before they are read again, in seconds.")
+    max_age_s: float = Field(description="Oldest that they get, in seconds; about one while the stores answer quickly.")
 
 
 class CountFreshness(Answer):
@@ -261,6 +304,15 @@ class ModeWish(Wish):
 class SelectionWish(Wish):
     """Which ones: some ids, a reason code, or all. Exactly one of the three."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [
+                {"required": [name], "properties": {name: {"type": type_}}}
+                for name, type_ in {"ids": "array", "reason": "string", "all": "boolean"}.items()
+            ]
+        }
+    )
+
     ids: list[Annotated[str, StringConstraints(min_length=1, max_length=200)]] | None = Field(
         None, min_length=1, max_length=1000
     )
@@ -418,7 +470,9 @@ class DeadLetterItems(Answer):
 class ReconciliationView(Answer):
     """The last comparison of both stores, or the one that is under way."""
 
-    state: Literal["none", "running", "done", "failed"]
+    state: Literal["none", "running", "done", "failed", "unknown"] = Field(
+        description="`unknown` only in the overview, while MongoDB is away."
+    )
     started_at: datetime | None = None
     ended_at: datetime | None = None
     ok: bool | None = None

@@ -19,7 +19,7 @@ from pipeline_poc.web.context import Context, context_of
 from pipeline_poc.web.live import next_ingestion
 from pipeline_poc.web.once import IdempotencyKey, once
 from pipeline_poc.web.parameters import Cursor, Limit, caller
-from pipeline_poc.web.problems import Problem
+from pipeline_poc.web.problems import described
 
 router = APIRouter()
 
@@ -49,8 +49,8 @@ AnyState = Annotated[
     ),
 ]
 _HEALTH_RESPONSES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "pass or warn", "content": {health.MEDIA_TYPE: {"schema": {"type": "object"}}}},
-    503: {"description": "fail", "content": {health.MEDIA_TYPE: {"schema": {"type": "object"}}}},
+    200: {"model": models.HealthView, "description": "pass or warn"},
+    503: {"model": models.HealthView, "description": "fail"},
 }
 
 
@@ -65,7 +65,7 @@ class HealthResponse(JSONResponse):
     tags=["health"],
     summary="Whether the process answers",
     response_class=HealthResponse,
-    responses={200: _HEALTH_RESPONSES[200]},
+    responses={200: {"model": models.LiveView, "description": "pass"}},
 )
 async def live() -> HealthResponse:
     """Touches nothing else; for liveness probes."""
@@ -114,7 +114,7 @@ async def ingestion_stats(request: Request) -> models.IngestionStats:
 
 _TRIGGER_RESPONSES: dict[int | str, dict[str, Any]] = {
     202: {"model": models.IngestionTriggered, "description": "The run is under way."},
-    409: {"model": Problem, "description": "Dagster refused, or the first request with this key is still at work."},
+    409: described("Dagster refused, or the first request with this key is still at work."),
 }
 Wait = Annotated[bool, Query(description="Answer when the run has ended, after 60 s at most.")]
 
@@ -227,7 +227,7 @@ async def queue_jobs(
 
 
 _MIGRATION_RESPONSES: dict[int | str, dict[str, Any]] = {
-    409: {"model": Problem, "description": "The migration is paused, or another tick or request is at work."}
+    409: described("The migration is paused, or the first request with this key is still at work.")
 }
 
 

@@ -14,7 +14,7 @@ from pydantic.alias_generators import to_camel
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Match
+from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pipeline_poc.control import MigrationPausedError
@@ -62,6 +62,17 @@ class Problem(BaseModel):
     instance: str = Field(description="The path that was asked for.")
     request_id: str = Field(description="Finds the request in the log; also in the header `X-Request-ID`.")
     errors: list[InvalidInput] | None = Field(None, description="What is wrong with the values of the request.")
+
+
+def described(text: str, *headers: str) -> dict[str, Any]:
+    """Return what the schema says of a problem that an endpoint answers with, and of the header fields with it."""
+    said: dict[str, Any] = {
+        "description": text,
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+    }
+    if headers:
+        said["headers"] = {name: {"schema": {"type": "string"}} for name in headers}
+    return said
 
 
 def problem_response(
@@ -124,9 +135,9 @@ def install(app: FastAPI) -> None:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - for the type checker
     headers = dict(error.headers or {})
-    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-        # The router names the methods of one of the routes of a path, files name none.
-        headers["Allow"] = ", ".join(_methods(request)) if "Allow" in headers else "GET, HEAD"
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and (methods := _methods(request)):
+        # The router names the methods of one of the routes of a path only.
+        headers["Allow"] = ", ".join(methods)
     return problem_for(request.scope, error.status_code, str(error.detail), headers=headers)
 
 
@@ -135,7 +146,11 @@ def _methods(request: Request) -> list[str]:
     return [
         method
         for method in ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-        if any(route.matches({**path, "method": method})[0] is Match.FULL for route in request.app.routes)
+        if any(
+            route.matches({**path, "method": method})[0] is Match.FULL
+            for route in request.app.routes
+            if not isinstance(route, Mount)  # Which match whatever the method, and name theirs themselves.
+        )
     ]
 
 

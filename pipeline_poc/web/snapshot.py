@@ -3,7 +3,7 @@
 A store that is away leaves its part empty: None, and never 0.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -12,16 +12,13 @@ from pipeline_poc.control import Control
 from pipeline_poc.counters import number
 from pipeline_poc.dead_letters import DeadLetterGroup
 from pipeline_poc.errors import PipelineError, ServiceUnavailable
-from pipeline_poc.ledger import Batch
+from pipeline_poc.ledger import Backlog, Batch
 from pipeline_poc.migration_queue import JobInfo, JobState, QueueCounts, WorkerInfo
 from pipeline_poc.quarantine import QuarantineGroup
 from pipeline_poc.reconciliation import LastReconciliation
 from pipeline_poc.services import Services
 
 RECENT_JOBS = 20
-_HOUR_MINUTES = 60
-_OLDEST_OPEN = 100
-"""Batches of the backlog that are looked at for their attempts: those that have waited longest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +28,8 @@ class LedgerPart:
     Attributes:
         last_ingestion: As the raw store keeps it.
         totals: Counters.
-        rows_per_minute: Posts migrated in each of the last 60 minutes in which any was.
-        waiting: Batches of the backlog, and the posts that they were created for.
-        lag_s: Age of the oldest post that is not migrated, in seconds.
-        most_attempts: Most executions that a batch of the backlog has seen.
+        rows_per_minute: Posts migrated in each minute of the last two hours in which any was.
+        at: When it was asked.
         reconciliation: How the latest one went.
     """
 
@@ -42,18 +37,23 @@ class LedgerPart:
     last_ingestion: dict[str, Any]
     totals: dict[str, Any]
     rows_per_minute: dict[datetime, float]
-    waiting: tuple[int, int]
-    lag_s: float
-    most_attempts: int
+    backlog: Backlog
     quarantine: list[QuarantineGroup]
     dead_letters: list[DeadLetterGroup]
     reconciliation: LastReconciliation
+    at: datetime
 
-    def throughput(self, now: datetime, minutes: int) -> float:
+    @property
+    def lag_s(self) -> float:
+        """Age of the oldest post that is not migrated, in seconds."""
+        oldest = self.backlog.oldest_at
+        return max(0.0, (self.at - oldest).total_seconds()) if oldest else 0.0
+
+    def throughput(self, minutes: int) -> float:
         """Return the posts migrated a second, on average over the last minutes."""
-        minute = now.replace(second=0, microsecond=0)
+        minute = self.at.replace(second=0, microsecond=0)
         # The present minute counts whole, the one before the window's begin in part.
-        part = 1 - (now - minute).total_seconds() / 60
+        part = 1 - (self.at - minute).total_seconds() / 60
         whole = sum(self.rows_per_minute.get(minute - timedelta(minutes=back), 0) for back in range(minutes))
         first = self.rows_per_minute.get(minute - timedelta(minutes=minutes), 0) * part
         return round((whole + first) / (minutes * 60), 3)
@@ -66,6 +66,7 @@ class QueuePart:
     counts: QueueCounts
     workers: list[WorkerInfo]
     recent: list[JobInfo]
+    at: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,11 @@ class Snapshot:
     batches: dict[str, Batch]
     error: PipelineError | None
     queue_error: PipelineError | None
-    at: datetime = field(default_factory=utc_now)
+
+    @property
+    def at(self) -> datetime:
+        """When the older part was read; now where there is neither."""
+        return min((part.at for part in (self.ledger, self.queue) if part), default=utc_now())
 
     def require_ledger(self) -> LedgerPart:
         """Return MongoDB's part.
@@ -103,31 +108,28 @@ def wanted(queue: QueuePart) -> list[str]:
 
 def ask_ledger(services: Services) -> LedgerPart:
     """Read MongoDB's part; takes some milliseconds."""
-    ledger, now = services.ledger, utc_now()
-    oldest = ledger.oldest_waiting()
+    now = utc_now()
+    totals, minutes = services.ledger.counters.read()
     return LedgerPart(
         control=services.control(),
         last_ingestion=services.raw_store.last_ingestion(),
-        totals=ledger.counters.totals(),
-        rows_per_minute={
-            at: number(counted, "migration.rows") for at, counted in ledger.counters.minutes(now, _HOUR_MINUTES + 1)
-        },
-        waiting=ledger.waiting(),
-        lag_s=max(0.0, (now - oldest).total_seconds()) if oldest else 0.0,
-        most_attempts=max((batch.attempts for batch in ledger.batches("open", limit=_OLDEST_OPEN)), default=0),
+        totals=totals,
+        rows_per_minute={at: number(counted, "migration.rows") for at, counted in minutes.items()},
+        backlog=services.ledger.backlog(),
         quarantine=services.quarantine.groups(),
         dead_letters=services.dead_letters.groups(),
         reconciliation=services.last_reconciliation(),
+        at=now,
     )
 
 
 def ask_queue(services: Services) -> QueuePart:
     """Read Redis's part; takes some milliseconds."""
-    queue = services.queue
+    now, queue = utc_now(), services.queue
     states: tuple[JobState, ...] = ("started", "failed", "finished", "scheduled", "queued")
     jobs = [job for state in states for job in queue.page(state, limit=RECENT_JOBS)[0]]
     jobs.sort(key=lambda job: _moved_at(job) or datetime.min.replace(tzinfo=utc_now().tzinfo), reverse=True)
-    return QueuePart(queue.counts(), queue.workers(), jobs[:RECENT_JOBS])
+    return QueuePart(queue.counts(), queue.workers(), jobs[:RECENT_JOBS], now)
 
 
 def _moved_at(job: JobInfo) -> datetime | None:

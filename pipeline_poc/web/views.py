@@ -16,7 +16,7 @@ from pipeline_poc.reconciliation import LastReconciliation
 from pipeline_poc.settings import Settings
 from pipeline_poc.web import models
 from pipeline_poc.web.census import Tally
-from pipeline_poc.web.context import FRESH_S
+from pipeline_poc.web.context import STALE_S
 from pipeline_poc.web.snapshot import LedgerPart, Snapshot
 
 INGEST_SCHEDULE = "ingest_every_ten_minutes"
@@ -81,20 +81,20 @@ def migration_stats(snapshot: Snapshot, tally: Tally) -> models.MigrationStats:
         },
         mysql=models.RelationalCounts(rows=tally.rows, total=tally.rows),
         queue=queue_counts(counts, is_paused=not ledger.control.is_running) if counts else None,
-        waiting=models.Waiting(batches=ledger.waiting[0], posts=ledger.waiting[1]),
+        waiting=models.Waiting(batches=ledger.backlog.batches, posts=ledger.backlog.posts),
         lag_s=round(ledger.lag_s, 3),
         throughput=models.Throughput(
-            per_s_1m=ledger.throughput(snapshot.at, 1),
-            per_s_15m=ledger.throughput(snapshot.at, 15),
-            per_s_1h=ledger.throughput(snapshot.at, 60),
+            per_s_1m=ledger.throughput(1),
+            per_s_15m=ledger.throughput(15),
+            per_s_1h=ledger.throughput(60),
         ),
         attempts=models.Attempts(
             total=int(number(ledger.totals, "migration.attempts")),
             retries={reason: int(count) for reason, count in retries.items()},
-            most_in_backlog=ledger.most_attempts,
+            most_in_backlog=ledger.backlog.most_attempts,
         ),
         workers=workers(snapshot),
-        live=models.Freshness(as_of=snapshot.at, max_age_s=FRESH_S),
+        live=models.Freshness(as_of=snapshot.at, max_age_s=STALE_S),
     )
 
 
@@ -176,9 +176,9 @@ def dead_letter_groups(groups: Sequence[DeadLetterGroup]) -> list[models.DeadLet
 
 
 def reconciliation(last: LastReconciliation | None) -> models.ReconciliationView:
-    """Return how the latest comparison went; its numbers are those of the last one that was completed."""
+    """Return how the latest comparison went, with the numbers of the last completed one; None: nobody knows."""
     if last is None:
-        return models.ReconciliationView(state="none")
+        return models.ReconciliationView(state="unknown")
     return models.ReconciliationView.model_validate(
         (last.summary or {})
         | {
@@ -201,7 +201,9 @@ def overview(
     history: list[models.Sample],
 ) -> models.Overview:
     """Return everything that the status page shows."""
-    ledger, queue = snapshot.ledger, snapshot.queue
+    # What was read shortly before a store went away is no news of it.
+    ledger = snapshot.ledger if _status(health, "mongodb:responseTime") != "fail" else None
+    queue = snapshot.queue if _status(health, "redis:responseTime") != "fail" else None
     posts = post_counts(tally) if ledger else None
     counts = queue.counts if queue else None
     control = ledger.control if ledger else None
@@ -232,16 +234,16 @@ def overview(
             rows=tally.rows if _status(health, "relationalStore:responseTime") != "fail" else None,
         ),
         waiting=models.WaitingView(
-            batches=ledger.waiting[0] if ledger else None, posts=ledger.waiting[1] if ledger else None
+            batches=ledger.backlog.batches if ledger else None, posts=ledger.backlog.posts if ledger else None
         ),
         lag_s=round(ledger.lag_s, 3) if ledger else None,
         throughput=models.ThroughputView(
-            per_s_1m=ledger.throughput(snapshot.at, 1) if ledger else None,
-            per_s_15m=ledger.throughput(snapshot.at, 15) if ledger else None,
-            per_s_1h=ledger.throughput(snapshot.at, 60) if ledger else None,
+            per_s_1m=ledger.throughput(1) if ledger else None,
+            per_s_15m=ledger.throughput(15) if ledger else None,
+            per_s_1h=ledger.throughput(60) if ledger else None,
         ),
         history=history,
-        workers=workers(snapshot) or [],
+        workers=(workers(snapshot) if queue else None) or [],
         recent_jobs=[job(info, snapshot.batches.get(info.id), settings) for info in queue.recent] if queue else [],
         quarantine=quarantine_groups(ledger.quarantine) if ledger else [],
         dead_letters=dead_letter_groups(ledger.dead_letters) if ledger else [],

@@ -12,7 +12,7 @@ from pymongo.database import Database
 
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import ServiceUnavailable
-from pipeline_poc.ledger import Ledger
+from pipeline_poc.ledger import Backlog, Ledger
 from pipeline_poc.mongo import Mongo
 from pipeline_poc.services import Services
 from pipeline_poc_tests.servers import Mongo as MongoServer
@@ -92,7 +92,7 @@ def test_executions(ledger: Ledger) -> None:
 
 def test_lists(ledger: Ledger) -> None:
     """Batches are listed oldest first, as many as asked for; the lag is that of the oldest one that waits."""
-    assert (ledger.oldest_waiting(), ledger.get("x"), ledger.waiting()) == (None, None, (0, 0))
+    assert (ledger.oldest_waiting(), ledger.get("x"), ledger.backlog()) == (None, None, Backlog(0, 0, None, 0))
     ids = [ledger.create(1, AT + timedelta(seconds=number)) for number in (3, 1, 2)]
     for batch_id in ids:
         ledger.seal(batch_id, 1)
@@ -100,6 +100,7 @@ def test_lists(ledger: Ledger) -> None:
     assert [batch.id for batch in ledger.batches("open")] == by_age
     assert [batch.id for batch in ledger.batches("open", limit=2)] == by_age[:2]
     assert ledger.oldest_waiting() == AT + timedelta(seconds=1)
+    assert ledger.backlog() == Backlog(3, 3, AT + timedelta(seconds=1), 0)
     ledger.close(ids[1], AT, {})
     ledger.close(ids[2], AT + timedelta(days=1), {})
     assert ledger.oldest_waiting() == AT + timedelta(seconds=3)

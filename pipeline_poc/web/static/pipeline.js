@@ -133,6 +133,7 @@ function verdict({ state, ok, error }) {
   if (state === "running") return ["run", "running …"];
   if (state === "failed") return ["fail", error ? `could not be done: ${error}` : "could not be done"];
   if (state === "none") return ["none", "not done yet"];
+  if (state === "unknown") return ["none", "not known: MongoDB does not answer"];
   return ok ? ["pass", "both stores agree"] : ["fail", "the stores do not agree"];
 }
 
