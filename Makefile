@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Needs Python 3.11, 3.12 or 3.13 with venv, and nothing else.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format lock clean mariadb
+.PHONY: help install run test lint fuzz-api format lock clean mariadb
 
 # Under 3.14 the embedded MongoDB has no wheel yet.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -15,7 +15,7 @@ DAGSTER_HOME := $(CURDIR)/.pipeline_poc/dagster
 INSTALLED := .venv/installed
 
 help:  ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: $(INSTALLED)  ## Install exactly what requirements.lock says into .venv
 
@@ -54,6 +54,13 @@ lint: install  ## Check style, types and the direction of imports
 	.venv/bin/ruff format --check --quiet
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+
+URL ?= http://localhost:3000
+CASES ?= 400
+
+fuzz-api: install  ## Send thousands of requests to the endpoints of a pipeline at URL, as operator with API_TOKEN
+	@test -n "$$API_TOKEN" || { echo 'API_TOKEN is not set: a token with the scope `operate`' >&2; exit 1; }
+	.venv/bin/schemathesis run $(URL)/openapi.json --checks all --max-examples $(CASES)
 
 format: install  ## Format the code and mend what can be mended
 	.venv/bin/ruff check --fix

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
@@ -18,6 +18,7 @@ from redis import Redis, exceptions
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 from rq import Queue
+from rq.exceptions import InvalidJobOperation
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
@@ -198,11 +199,12 @@ class MigrationQueue:
         """Put a fresh job for each of these batches at the end, in place of whatever job it had."""
         with self.translated():
             taken = IntermediateQueue(self.rq.key, self._redis)
-            jobs = Job.fetch_many(batch_ids, connection=self._redis, serializer=JSONSerializer)
-            for batch_id, job in zip(batch_ids, jobs, strict=True):
+            for batch_id, job in zip(batch_ids, self._read(batch_ids), strict=True):
                 taken.remove(batch_id)
                 if job is not None:
-                    job.delete()
+                    with suppress(InvalidJobOperation):
+                        job.delete()
+                self._redis.delete(Job.key_for(batch_id))  # What RQ can't read is in the way, too.
         self.enqueue(batch_ids)
 
     def snapshot(self) -> QueueSnapshot:
@@ -215,7 +217,7 @@ class MigrationQueue:
                 pipeline.zrange(registry.key, 0, -1)
             queued, taken, started, scheduled, failed = cast(list[list[bytes]], pipeline.execute())
         # The entries of the started registry are "job id:execution id".
-        running = frozenset(entry.decode().partition(":")[0] for entry in started)
+        running = frozenset(entry.partition(":")[0] for entry in _ids(started))
         return QueueSnapshot(
             queued=_ids(queued),
             taken=_ids(taken) - running,
@@ -357,7 +359,9 @@ class MigrationQueue:
     def workers(self) -> list[WorkerInfo]:
         """List the live workers and what they do, by name."""
         with self.translated():
-            keys = sorted(key.decode() for key in cast(set[bytes], self._redis.smembers(self._workers_key)))
+            keys = sorted(
+                key.decode(errors="replace") for key in cast(set[bytes], self._redis.smembers(self._workers_key))
+            )
             names = [key.rpartition(":")[2] for key in keys]
             with self._redis.pipeline(transaction=False) as pipeline:
                 for key, name in zip(keys, names, strict=True):
@@ -431,7 +435,7 @@ def _worker_info(name: str, values: Mapping[bytes, bytes], executions: Collectio
     return WorkerInfo(
         name=name,
         state=texts.get("state", "started"),
-        batch=next((execution.decode().partition(":")[0] for execution in executions), None),
+        batch=next((entry.partition(":")[0] for entry in _ids(executions)), None),
         birth_at=utcparse(texts["birth"]),
         heartbeat_at=utcparse(texts["last_heartbeat"]) if "last_heartbeat" in texts else None,
         succeeded=int(texts.get("successful_job_count", 0)),
@@ -454,5 +458,5 @@ def _decode_cursor(cursor: str) -> tuple[str, float]:
     return place
 
 
-def _ids(entries: Sequence[bytes]) -> frozenset[str]:
-    return frozenset(entry.decode() for entry in entries)
+def _ids(entries: Collection[bytes]) -> frozenset[str]:
+    return frozenset(entry.decode(errors="replace") for entry in entries)

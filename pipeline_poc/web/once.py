@@ -1,5 +1,6 @@
 """Idempotency keys of requests: what is sent again with the same key acts once, and is answered alike."""
 
+import logging
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import Annotated
@@ -10,8 +11,11 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from pipeline_poc.clock import utc_now
+from pipeline_poc.errors import TransientError
 from pipeline_poc.web.context import Context, context_of
 from pipeline_poc.web.problems import problem_for
+
+logger = logging.getLogger(__name__)
 
 IdempotencyKey = Annotated[
     str | None,
@@ -61,7 +65,11 @@ async def _first(context: Context, kept_as: str, act: Callable[[], Awaitable[tup
         await context.call(lambda: keys.give_back(kept_as))
         raise
     body = answer.model_dump(mode="json", by_alias=True)
-    await context.call(lambda: keys.finish(kept_as, status, body))
+    try:
+        await context.call(lambda: keys.finish(kept_as, status, body))
+    except TransientError as error:
+        # It is done, which the caller must hear; a repetition is refused for some minutes.
+        logger.warning("the answer to an idempotency key is not kept", extra={"error": str(error)})
     return JSONResponse(body, status)
 
 

@@ -14,6 +14,7 @@ from pipeline_poc.dagster_api import Run
 from pipeline_poc.errors import TransientError
 from pipeline_poc.health import Health
 from pipeline_poc.migration_queue import JobInfo, JobState
+from pipeline_poc.selection import SelectionError
 from pipeline_poc.web import models, views
 from pipeline_poc.web.context import Context, context_of
 from pipeline_poc.web.live import next_ingestion
@@ -202,12 +203,14 @@ async def queue_jobs(
     A cursor belongs to the state that it was returned for.
     """
     context = context_of(request)
+    if cursor and not state:
+        raise SelectionError("a cursor belongs to a state: say by ?state= which one")
 
     def look() -> models.QueueJobs:
         services = context.services
         wanted = {state: _OLD_NAMES.get(state, state)} if state else _OLD_NAMES
         pages = {
-            name: services.queue.page(each, limit=limit, cursor=cursor if state else None)  # type: ignore[arg-type]
+            name: services.queue.page(each, limit=limit, cursor=cursor)  # type: ignore[arg-type]
             for name, each in wanted.items()
         }
         jobs = [job for page, _ in pages.values() for job in page]

@@ -395,3 +395,21 @@ def test_dead_letters_return_when_a_person_says_so(services: Services) -> None:
     assert dead.id in services.queue.snapshot().queued
     services.migrate()
     assert services.reconcile().backlog == 0
+
+
+@pytest.mark.parametrize(
+    "damage", [{"data": b"\x00no zlib"}, {"data": b"x", "created_at": b"yesterday"}, {"status": b"lost"}]
+)
+def test_damaged_jobs_do_not_stop_ticks(
+    services: Services, redis_client: redis.Redis, damage: dict[str, bytes]
+) -> None:
+    """A job that RQ can't read any more, and entries that are no text, are replaced or passed over by the next tick."""
+    (batch_id,) = fill(services, 3)
+    tick(services)
+    redis_client.delete(services.queue.rq.key, f"rq:job:{batch_id}")
+    redis_client.hset(f"rq:job:{batch_id}", mapping=damage)  # type: ignore[arg-type]
+    redis_client.zadd(services.queue.rq.failed_job_registry.key, {b"\xff\xfe": 2e9})
+    result = tick(services)
+    assert (result.enqueued, result.posts) == (1, 3)
+    assert services.queue.snapshot().queued == {batch_id}
+    assert services.migrate([batch_id]).migrated == 3
