@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from bson.int64 import Int64
-
 from pipeline_poc.errors import ServiceUnavailable
 from pipeline_poc.ledger import Batch, Ledger
 from pipeline_poc.migration_queue import JobInfo, MigrationQueue
@@ -145,7 +143,7 @@ def _describe(result: Passport, document: Document, ledger: Ledger) -> None:
     digest, version = document.get("contentHash"), document.get("version")
     # Documents that somebody else wrote may hold anything there.
     result.content_hash = digest if isinstance(digest, str) else None
-    result.version = version if type(version) in (int, Int64) else None
+    result.version = int(version) if isinstance(version, int) and not isinstance(version, bool) else None
     result.batch_id = batch_id if isinstance(batch_id, str) else None
     result.batch = ledger.get(result.batch_id) if result.batch_id is not None else None
     if isinstance(quarantine, dict):
