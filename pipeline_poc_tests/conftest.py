@@ -7,6 +7,7 @@ the servers of the run: whoever uses one next gets it up again.
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -15,7 +16,29 @@ from pipeline_poc.settings import Settings
 from pipeline_poc.stand_in import StandIn
 from pipeline_poc_tests.servers import MariaDB, Mongo, Redis
 
-_left_out = pytest.StashKey[list[str]]()
+NOT_TESTED = "NOT TESTED"
+_notes = pytest.StashKey[dict[str, list[str]]]()
+
+
+def note(config: pytest.Config, section: str, text: str) -> None:
+    """Say something at the end of the run, once, in a section of that name; in red where it was not tested."""
+    said = config.stash.setdefault(_notes, {}).setdefault(section, [])
+    if text not in said:
+        said.append(text)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take over what a process of a divided run has to say."""
+    for section, texts in getattr(node, "workeroutput", {}).get("notes", {}).items():
+        for text in texts:
+            note(node.config, section, text)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hand over what this process has to say, where it is one of several."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["notes"] = session.config.stash.get(_notes, {})
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -26,7 +49,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the marker of the tests that need MariaDB."""
     config.addinivalue_line("markers", "mysql: needs MariaDB; set by itself where the fixtures tell")
-    config.stash[_left_out] = []
 
 
 @pytest.hookimpl(wrapper=True)
@@ -39,7 +61,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     needing = [item for item in items if item.get_closest_marker("mysql")]
     if config.getoption("--without-mysql"):
         items[:] = [item for item in items if item not in needing]
-        config.stash[_left_out] = [item.nodeid for item in needing]
+        for item in needing:
+            note(config, f"{NOT_TESTED}: --without-mysql", item.nodeid)
         config.hook.pytest_deselected(items=needing)
     elif needing and MariaDB.binary() is None:
         pytest.exit(
@@ -51,12 +74,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """List the tests that were left out, so that nobody takes the run for a whole one."""
-    if left_out := config.stash[_left_out]:
-        terminalreporter.section("NOT TESTED: --without-mysql", red=True, bold=True)
-        for node_id in left_out:
-            terminalreporter.line(node_id)
-        terminalreporter.line(f"{len(left_out)} tests that need MariaDB were left out", red=True, bold=True)
+    """Say what was left out, so that nobody takes the run for a whole one, and what was measured."""
+    for section, texts in config.stash.get(_notes, {}).items():
+        warn = section.startswith(NOT_TESTED)
+        terminalreporter.section(section, red=warn, bold=warn)
+        for text in texts:
+            terminalreporter.line(text, red=warn)
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from sqlalchemy.engine import make_url
 
 from pipeline_poc_tests.acceptance.jsonplaceholder import JsonPlaceholder
 from pipeline_poc_tests.acceptance.programs import Programs
+from pipeline_poc_tests.conftest import NOT_TESTED, note
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +126,6 @@ class Stores:
             return int(client.llen("rq:queue:migration"))
 
 
-_left_out = pytest.StashKey[list[str]]()
-_figures = pytest.StashKey[list[str]]()
-
 Figures = Callable[[str], None]
 
 
@@ -135,33 +133,18 @@ Figures = Callable[[str], None]
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     """Leave out what needs a missing tool, but for CI."""
     yield  # Here -k and -m choose.
-    notes = []
     for tool in (NODE, CHROMIUM):
         needing = [item for item in items if tool.fixture in getattr(item, "fixturenames", ())]
         if needing and tool.is_missing and not os.environ.get("CI"):
             items[:] = [item for item in items if item not in needing]
-            notes.append(f"{len(needing)} tests left out: {tool.complaint}")
+            note(config, f"{NOT_TESTED}: programs are missing", f"{len(needing)} tests left out: {tool.complaint}")
             config.hook.pytest_deselected(items=needing)
-    config.stash[_left_out] = notes
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Say what was left out, so that nobody takes the run for a whole one."""
-    if notes := config.stash.get(_left_out, []):
-        terminalreporter.section("NOT TESTED: programs are missing", red=True, bold=True)
-        for note in notes:
-            terminalreporter.line(note, red=True, bold=True)
-    if figures := config.stash.get(_figures, []):
-        terminalreporter.section("measured")
-        for figure in figures:
-            terminalreporter.line(figure)
 
 
 @pytest.fixture
 def measured(request: pytest.FixtureRequest) -> Figures:
     """Takes a line with figures, shown at the end of the run."""
-    figures = request.config.stash.setdefault(_figures, [])
-    return lambda text: figures.append(f"{request.node.name}: {text}")
+    return lambda text: note(request.config, "measured", f"{request.node.name}: {text}")
 
 
 @pytest.fixture

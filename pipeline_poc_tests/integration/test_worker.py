@@ -301,7 +301,7 @@ def test_a_job_that_takes_too_long_is_retried(
     assert run_worker(services, burst=True) == 9
     [batch] = services.ledger.batches("open")
     assert "time limit" in (batch.error or "")
-    assert services.queue.snapshot().scheduled == {batch.id}
+    assert services.queue.snapshot().outstanding == {batch.id}  # A second later it is due.
 
 
 def test_a_failure_that_cannot_be_noted(

@@ -49,7 +49,9 @@ def counted(api: httpx.Client, **posts: int) -> dict[str, Any]:
 
     def look() -> Any:
         found = api.get(MIGRATION).json()
-        return found if found["posts"] == posts else None
+        # The count is as of its own time; what else is in the answer is as of another.
+        is_live = found["waiting"]["posts"] == posts["backlog"]
+        return found if found["posts"] == posts and is_live else None
 
     found: dict[str, Any] = until(look, f"counted {posts}", 20.0)
     return found
