@@ -178,8 +178,8 @@ async def test_sessions() -> None:
     [
         ("all", None, False),
         ("all", "wrong", False),
-        ("all", READ_TOKEN, True),
-        ("all", OPERATE_TOKEN, True),
+        pytest.param("all", READ_TOKEN, True, id="all-read-True"),
+        pytest.param("all", OPERATE_TOKEN, True, id="all-operate-True"),
         ("mutations", None, True),
         ("off", None, True),
     ],
