@@ -6,6 +6,8 @@ whatever is retried, repeated or overtaken. Times are UTC without fractions.
 
 import fcntl
 import logging
+import sqlite3
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ _NAME = "The relational store"
 _SETTING = "SQL_URL"
 _SCHEMA_LOCK = "pipeline_poc_schema"
 _SCHEMA_LOCK_S = 60
+_WAL_TRIES = 100
+_WAL_PAUSE_S = 0.1
 _ROWS = 1000
 """Rows in one statement and transaction; more gain nothing."""
 
@@ -322,10 +326,23 @@ def _sqlite_engine(url: sa.URL, timeout_s: float) -> sa.Engine:
     @sa.event.listens_for(engine, "connect")
     def _configure(connection: Any, _record: Any) -> None:
         # Readers beside one writer; a commit that returned survives a loss of power.
-        connection.execute("PRAGMA journal_mode = WAL")
+        _use_wal(connection)
         connection.execute("PRAGMA synchronous = FULL")
 
     return engine
+
+
+def _use_wal(connection: Any) -> None:
+    """Switch a file to WAL; several processes that do so at once meet a lock for which SQLite does not wait."""
+    for left in range(_WAL_TRIES - 1, -1, -1):
+        try:
+            connection.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if not left:
+                raise
+            time.sleep(_WAL_PAUSE_S)
+        else:
+            return
 
 
 def _upsert_sql(dialect: sa.Dialect) -> str:
