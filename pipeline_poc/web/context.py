@@ -1,7 +1,6 @@
 """What the endpoints share: the stores, Dagster, and what is kept of them between two requests."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -23,8 +22,6 @@ from pipeline_poc.settings import Settings
 from pipeline_poc.web import snapshot
 from pipeline_poc.web.census import Census
 from pipeline_poc.web.snapshot import Snapshot
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
