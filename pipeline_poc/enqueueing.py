@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
+from pipeline_poc import failpoints
 from pipeline_poc.clock import utc_now
 from pipeline_poc.control import Mode
 from pipeline_poc.errors import PipelineError
@@ -119,6 +120,7 @@ def tick(
         if not mine:
             result.busy = True
             return result
+        failpoints.reach("tick.begun")
         if mode == "paused":
             result.outstanding = len(queue.snapshot().outstanding)
         else:
@@ -186,6 +188,7 @@ def _line_up(
     queue.replace([*lost, *failed])
     # A finished job of a batch that is open again would be in the way of a new one of its name.
     queue.replace([batch.id for batch in fresh])
+    failpoints.reach("tick.enqueued")
     result.freed = len(lost)
     result.requeued = len(failed)
     result.enqueued = len(fresh)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from pipeline_poc import failpoints
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import PipelineError, TerminalError, mask_secrets
 from pipeline_poc.ledger import Ledger
@@ -178,6 +179,7 @@ def read(
 
 def store(batch: ParsedBatch, raw_store: RawStore, ledger: Ledger, result: IngestionResult) -> None:
     """Store what is new or changed of a batch: first the intent, then the posts, then the seal."""
+    failpoints.reach("ingestion.fetched")
     now = utc_now()
     raw_store.quarantine_records(batch.rejected, now)
     result.quarantined += len(batch.rejected)
@@ -189,10 +191,13 @@ def store(batch: ParsedBatch, raw_store: RawStore, ledger: Ledger, result: Inges
     if not pending:
         return
     batch_id = ledger.create(len(pending), now)
+    failpoints.reach("ingestion.intended")
     stored = raw_store.store(pending, known, batch_id, now)
+    failpoints.reach("ingestion.stored")
     if not ledger.seal(batch_id, stored.new + stored.changed):
         # Somebody took this ingestion for dead and moved its posts on; the stragglers follow.
         take_over(batch_id, now, raw_store, ledger)
+    failpoints.reach("ingestion.sealed")
     result.batches.append(batch_id)
     result.new += stored.new
     result.changed += stored.changed

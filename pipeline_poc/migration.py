@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from pipeline_poc import failpoints
 from pipeline_poc.clock import utc_now
 from pipeline_poc.counters import observation
 from pipeline_poc.errors import PipelineError
@@ -145,6 +146,7 @@ def pending(
             logger.info("batch skipped", extra={"batch": batch_id, "reason": "it is not open"})
             continue
         with _heartbeat(ledger, batch_id, worker, heartbeat_interval_s):
+            failpoints.reach("migration.started")
             unit = PendingBatch(batch, raw_store.posts_to_migrate(batch_id), started_at)
             yield unit
             if not unit.written:
@@ -156,6 +158,7 @@ def write(unit: PendingBatch, relational_store: RelationalStore) -> None:
     """Write the rows of a batch; posts that are refused as such are noted and do not hinder the rest."""
     unit.refused = relational_store.write(unit.posts, utc_now())
     unit.written = True
+    failpoints.reach("migration.committed")
 
 
 def _complete(unit: PendingBatch, raw_store: RawStore, ledger: Ledger) -> MigrationResult:
@@ -164,6 +167,7 @@ def _complete(unit: PendingBatch, raw_store: RawStore, ledger: Ledger) -> Migrat
     # Before the marking: what is quarantined is not marked.
     raw_store.quarantine_posts(batch.id, unit.refused, now)
     marked = raw_store.mark_migrated(batch.id, now)
+    failpoints.reach("migration.flagged")
     ended_at = utc_now()
     result = MigrationResult(
         started_at=unit.started_at,
@@ -184,6 +188,7 @@ def _complete(unit: PendingBatch, raw_store: RawStore, ledger: Ledger) -> Migrat
             | observation("migration.wait", (unit.started_at - batch.created_at).total_seconds())
             | observation("migration.run", result.duration_s),
         )
+    failpoints.reach("migration.closed")
     logger.info("batch migrated", extra={"batch": batch.id} | result.summary())
     return result
 

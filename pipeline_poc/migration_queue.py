@@ -28,6 +28,7 @@ from rq.serializers import JSONSerializer
 from rq.utils import utcparse
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
+from pipeline_poc import failpoints
 from pipeline_poc.errors import ServiceUnavailable, invalid_url, mask_secrets
 from pipeline_poc.selection import SelectionError
 
@@ -205,6 +206,7 @@ class MigrationQueue:
                     with suppress(InvalidJobOperation):
                         job.delete()
                 self._redis.delete(Job.key_for(batch_id))  # What RQ can't read is in the way, too.
+        failpoints.reach("tick.cleared")
         self.enqueue(batch_ids)
 
     def snapshot(self) -> QueueSnapshot:

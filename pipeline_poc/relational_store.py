@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import mysql, sqlite
 from sqlalchemy.engine import make_url
 
+from pipeline_poc import failpoints
 from pipeline_poc.errors import DataError, SchemaError, ServiceUnavailable, invalid_url, mask_secrets
 from pipeline_poc.posts import StoredPost, content_hash
 
@@ -218,6 +219,7 @@ class RelationalStore:
                 # Which words it needs is known once the first connection told the server's version.
                 self._upsert = _upsert_sql(self._engine.dialect)
             connection.exec_driver_sql(self._upsert, rows)
+            failpoints.reach("migration.uncommitted")
 
     def count(self) -> int:
         """Count the rows."""

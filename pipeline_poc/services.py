@@ -10,7 +10,7 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
-from pipeline_poc import control, desk, embedded, enqueueing, ingestion, migration, passport, reconciliation
+from pipeline_poc import control, desk, embedded, enqueueing, failpoints, ingestion, migration, passport, reconciliation
 from pipeline_poc.clock import utc_now
 from pipeline_poc.control import Control, Mode
 from pipeline_poc.dead_letters import DeadLetters
@@ -86,6 +86,8 @@ class Services:
         self._locks: dict[str, Lock] = {}
         self._resources = ExitStack()
         self._leases: list[embedded.Lease] = []
+        if settings.fail_points:
+            failpoints.arm(settings.fail_points)
 
     def __enter__(self) -> Self:
         return self

@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from pipeline_poc import failpoints
 from pipeline_poc.errors import SettingsError
 from pipeline_poc.retry import RetryPolicy
 
@@ -57,6 +58,11 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 TokenHash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 TokenHashes = Annotated[tuple[TokenHash, ...], NoDecode, BeforeValidator(_split)]
 RateLimit = Annotated[str, Field(pattern=r"^[1-9][0-9]*/(second|minute|hour)$")]
+
+
+def _fail_points(value: str) -> str:
+    failpoints.parse(value)
+    return value
 
 
 class Settings(BaseSettings):
@@ -161,6 +167,10 @@ class Settings(BaseSettings):
     )
     lag_warn_s: float = Field(900.0, gt=0, description="Health warns of a post that waits for so long.")
     source_warn_s: float = Field(1800.0, gt=0, description="Health warns if no ingestion went well for so long.")
+
+    fail_points: Annotated[str, AfterValidator(_fail_points)] | None = Field(
+        None, description="For tests of faults only: where this process kills, stops or fails itself."
+    )
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="The least severe log shown.")
     log_format: Literal["auto", "text", "json"] = Field(

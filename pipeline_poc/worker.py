@@ -23,7 +23,7 @@ from rq.timeouts import JobTimeoutException
 from rq.worker import SimpleWorker, WorkerStatus
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
-from pipeline_poc import retry
+from pipeline_poc import failpoints, retry
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import PipelineError, TerminalError, mask_secrets
 from pipeline_poc.migration import MigrationResult
@@ -120,6 +120,7 @@ class MigrationWorker(SimpleWorker):
         MigrationJob.handler = staticmethod(self._migrate)
 
     def _migrate(self, batch_id: str) -> dict[str, Any]:
+        failpoints.reach("worker.dequeued")
         result: MigrationResult = self._services.migrate([batch_id])
         self._reporter.add(result)
         self.succeeded += 1

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import redis
 
+from pipeline_poc.chaos.servers import MariaDB, Mongo, Redis
 from pipeline_poc.settings import Settings
 from pipeline_poc.stand_in import StandIn
-from pipeline_poc_tests.servers import MariaDB, Mongo, Redis
 
 NOT_TESTED = "NOT TESTED"
 _notes = pytest.StashKey[dict[str, list[str]]]()

@@ -8,11 +8,11 @@ import psutil
 import pytest
 import redis
 
+from pipeline_poc.chaos.servers import MariaDB, Redis
 from pipeline_poc.embedded import free_port
 from pipeline_poc.stand_in import StandIn
 from pipeline_poc_tests.acceptance.conftest import Figures, Stores
 from pipeline_poc_tests.acceptance.programs import Programs, until
-from pipeline_poc_tests.servers import MariaDB, Redis
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 

@@ -21,6 +21,7 @@ import redis
 from playwright.sync_api import Browser, Page, WebSocket, expect, sync_playwright
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline_poc.chaos.servers import MariaDB, Mongo, Redis
 from pipeline_poc.embedded import free_port
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
@@ -30,7 +31,6 @@ from pipeline_poc.web.auth import new_token
 from pipeline_poc_tests.acceptance.conftest import Figures
 from pipeline_poc_tests.acceptance.programs import TIMEOUT_S, Programs, until
 from pipeline_poc_tests.acceptance.test_pipeline_page import FLAGS
-from pipeline_poc_tests.servers import MariaDB, Mongo, Redis
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 

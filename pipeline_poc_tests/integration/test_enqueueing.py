@@ -16,6 +16,7 @@ from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
 from pipeline_poc import enqueueing
+from pipeline_poc.chaos.servers import Mongo, Redis
 from pipeline_poc.clock import utc_now
 from pipeline_poc.control import Mode
 from pipeline_poc.enqueueing import TickPolicy, TickResult
@@ -24,7 +25,6 @@ from pipeline_poc.selection import Selection
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
 from pipeline_poc_tests.posts import hashed
-from pipeline_poc_tests.servers import Mongo, Redis
 
 Documents = Database[dict[str, Any]]
 POLICY = TickPolicy(window=5, batch_size=10, heartbeat_timeout_s=30, filling_timeout_s=120)

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pymongo.database import Database
 
 from pipeline_poc import enqueueing, ingestion
+from pipeline_poc.chaos.servers import Mongo
 from pipeline_poc.clock import utc_now
 from pipeline_poc.enqueueing import TickPolicy
 from pipeline_poc.errors import ServiceUnavailable, SourceAnswerError, TerminalError
@@ -28,7 +29,6 @@ from pipeline_poc.source import Answer, Source
 from pipeline_poc.stand_in import StandIn
 from pipeline_poc.testing import NASTY_RECORDS, UNUSUAL_POSTS
 from pipeline_poc_tests.posts import NASTY_CODES, hashed, record
-from pipeline_poc_tests.servers import Mongo
 
 Documents = Database[dict[str, Any]]
 

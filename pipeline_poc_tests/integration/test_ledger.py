@@ -10,12 +10,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from pymongo.database import Database
 
+from pipeline_poc.chaos.servers import Mongo as MongoServer
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import ServiceUnavailable
 from pipeline_poc.ledger import Backlog, Ledger
 from pipeline_poc.mongo import Mongo
 from pipeline_poc.services import Services
-from pipeline_poc_tests.servers import Mongo as MongoServer
 
 AT = datetime(2024, 5, 6, 7, 8, 9, 123_000, tzinfo=UTC)
 

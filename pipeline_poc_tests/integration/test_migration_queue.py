@@ -8,9 +8,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import redis
 
+from pipeline_poc.chaos.servers import Redis
 from pipeline_poc.errors import ServiceUnavailable
 from pipeline_poc.migration_queue import JOB_FUNCTION, MigrationQueue, QueueCounts
-from pipeline_poc_tests.servers import Redis
 
 AT = datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC)
 

@@ -9,6 +9,7 @@ from pydantic import SecretStr
 from pymongo.database import Database
 
 from pipeline_poc import passport as passports
+from pipeline_poc.chaos.servers import MariaDB, Mongo, Redis
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import ServiceUnavailable
 from pipeline_poc.passport import Passport
@@ -16,7 +17,6 @@ from pipeline_poc.selection import Selection
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
 from pipeline_poc_tests.integration.test_reconciliation import FAULTS_BY_HAND
-from pipeline_poc_tests.servers import MariaDB, Mongo, Redis
 
 Documents = Database[dict[str, Any]]
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pymongo.database import Database
 
+from pipeline_poc.chaos.servers import Mongo as MongoServer
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import ServiceUnavailable
 from pipeline_poc.posts import REASONS, RejectedRecord, parse, reject
@@ -16,7 +17,6 @@ from pipeline_poc.raw_store import RawStore
 from pipeline_poc.selection import PAGE_MAX, Selection, SelectionError
 from pipeline_poc.services import Services
 from pipeline_poc.stand_in import StandIn
-from pipeline_poc_tests.servers import Mongo as MongoServer
 
 Documents = Database[dict[str, Any]]
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pymongo.database import Database
 from pymongo.errors import BulkWriteError, CursorNotFound, DuplicateKeyError, NotPrimaryError, OperationFailure
 
+from pipeline_poc.chaos.servers import Mongo as MongoServer
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import DataError, ServiceUnavailable, TransientError
 from pipeline_poc.mongo import Mongo
@@ -19,7 +20,6 @@ from pipeline_poc.posts import reject
 from pipeline_poc.raw_store import FIELDS, RawStore, StoredVersion, _lookups
 from pipeline_poc.services import Services
 from pipeline_poc_tests.posts import hashed
-from pipeline_poc_tests.servers import Mongo as MongoServer
 
 AT = datetime(2024, 5, 6, 7, 8, 9, 123_000, tzinfo=UTC)
 Documents = Database[dict[str, Any]]

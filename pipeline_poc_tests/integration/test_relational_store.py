@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from sqlalchemy.dialects import mysql, sqlite
 
 from pipeline_poc import migrations, relational_store
+from pipeline_poc.chaos.servers import MariaDB
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import SchemaError, ServiceUnavailable, SettingsError
 from pipeline_poc.posts import Post, StoredPost, content_hash
 from pipeline_poc.relational_store import SCHEMA_VERSION, RelationalStore, metadata, migrated_posts
 from pipeline_poc.testing import UNUSUAL_POSTS
 from pipeline_poc_tests.posts import LONG_AGO, stored
-from pipeline_poc_tests.servers import MariaDB
 
 AT = datetime(2024, 5, 6, 7, 8, 9, 999_000, tzinfo=UTC)
 

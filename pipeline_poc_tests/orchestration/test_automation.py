@@ -13,12 +13,12 @@ from dagster import (
     build_sensor_context,
 )
 
+from pipeline_poc.chaos.servers import Redis
 from pipeline_poc.definitions import defs
 from pipeline_poc.errors import ServiceUnavailable
 from pipeline_poc.orchestration.automation import enqueue_backlog, ingest_every_ten_minutes
 from pipeline_poc.orchestration.resources import PipelineResource
 from pipeline_poc.services import Services
-from pipeline_poc_tests.servers import Redis
 
 
 @pytest.fixture

@@ -80,42 +80,6 @@ def test_docstrings(path: Path) -> None:
     assert docstring.splitlines()[0].rstrip(":").endswith((".", "pipeline", "``")), docstring
 
 
-DRIVERS = {
-    "pymongo": {
-        "mongo.py",
-        "raw_store.py",
-        "ledger.py",
-        "quarantine.py",
-        "dead_letters.py",
-        "counters.py",
-        "idempotency.py",
-        "repairs.py",
-    },
-    "redis": {"migration_queue.py"},
-    "rq": {"migration_queue.py", "worker.py"},
-    "requests": {"source.py"},
-    "dagster": {"definitions.py", "up.py"},
-    "alembic": {"__init__.py", "env.py", "0001_migrated_posts.py"},
-    "sqlalchemy": {"relational_store.py", "__init__.py", "0001_migrated_posts.py"},
-}
-
-
-@pytest.mark.parametrize("driver", DRIVERS)
-def test_drivers_stay_in_their_modules(driver: str) -> None:
-    """Each driver is imported in the modules of its outside system only."""
-    importers = set()
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if any(name.split(".")[0] == driver for name in names):
-                importers.add(path)
-    rooms = {"orchestration", "web"} if driver == "dagster" else {"migrations"}
-    allowed = {path for path in importers if path.name in DRIVERS[driver] or path.parent.name in rooms}
-    assert importers == allowed
-    assert importers
-
-
 def test_reason_codes_are_documented() -> None:
     """Each reason code has a meaning; documentation that lists one lists all."""
     assert all(REASONS.values())

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import redis
 
+from pipeline_poc.chaos.servers import Redis
 from pipeline_poc.settings import Settings
 from pipeline_poc.web import limits
 from pipeline_poc.web.limits import Limiter
-from pipeline_poc_tests.servers import Redis
 from pipeline_poc_tests.web.stack import OPERATE_HASH, OPERATE_TOKEN, READ_HASH, READ_TOKEN, WITH_TOKENS, bearer, web
 
 pytestmark = pytest.mark.anyio

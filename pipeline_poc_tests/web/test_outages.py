@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from pipeline_poc.chaos.servers import MariaDB, Mongo, Redis, Server
 from pipeline_poc.settings import Settings
 from pipeline_poc_tests.acceptance.programs import until
-from pipeline_poc_tests.servers import MariaDB, Mongo, Redis, Server
 
 pytestmark = pytest.mark.timeout(300)
 

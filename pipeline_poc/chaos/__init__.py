@@ -1,0 +1,1 @@
+"""The fault suite: breaks everything while posts flow, then checks the eight promises."""
