@@ -4,7 +4,8 @@
 this one replaces. Records that are no posts are kept in ``quarantined_records``.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
@@ -14,7 +15,16 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from pipeline_poc.errors import TransientError
 from pipeline_poc.mongo import Document, Mongo
-from pipeline_poc.posts import SOURCE_FIELDS, Post, RejectedRecord, StoredPost, content_hash, next_version, parse
+from pipeline_poc.posts import (
+    INT_MAX,
+    SOURCE_FIELDS,
+    Post,
+    RejectedRecord,
+    StoredPost,
+    content_hash,
+    next_version,
+    parse,
+)
 
 T = TypeVar("T")
 
@@ -41,6 +51,10 @@ _IN_LIST = 50
 """Ids in one $in list; servers that handle long lists badly take the same time for ten short ones."""
 _DENSE = 2
 """Ids that fill at least one in so many places of their range are read as a range, at a quarter of the time."""
+_PART = 5000
+"""Posts that one question is about, more or less; servers in Python take a quarter of a second for them."""
+_FOREIGN: tuple[Document, ...] = ({"$lt": 1}, {"$in": [None, False, True]}, {"$gte": ""}, {"$gte": {}})
+"""What is no id of ours, but may be one in documents that somebody else wrote; a condition matches one type only."""
 _DUPLICATE_KEY = 11000
 _LAST_INGESTION = "last"
 _TRIES = 5
@@ -157,7 +171,7 @@ class RawStore:
             What was written; versions that another ingestion stored meanwhile count as unchanged.
 
         Raises:
-            TransientError: Others keep changing the same posts.
+            TransientError: Others keep changing the same posts, or the collection takes them not.
         """
         new = changed = 0
         pending = list(posts)
@@ -172,7 +186,10 @@ class RawStore:
                 pending = []
             if not pending:
                 return Stored(new=new, changed=changed, unchanged=len(posts) - new - changed)
-        raise TransientError(f"{len(pending)} posts, such as {pending[0].post.external_id}, keep changing meanwhile")
+        raise TransientError(
+            f"{len(pending)} posts, such as {pending[0].post.external_id}, keep changing meanwhile, "
+            "or something keeps them out of MongoDB, such as a unique index that is not the pipeline's"
+        )
 
     def offer(
         self, posts: Sequence[HashedPost], known: Mapping[int, StoredVersion], batch_id: str, at: datetime
@@ -193,7 +210,9 @@ class RawStore:
                     result = dict(self._posts.bulk_write(chunk, ordered=False).bulk_api_result)
                 except BulkWriteError as error:
                     result = dict(error.details)
-                    if any(failure["code"] != _DUPLICATE_KEY for failure in result["writeErrors"]):
+                    # What was written, but never confirmed, may be gone after an election.
+                    is_unsure = bool(result.get("writeConcernErrors"))
+                    if is_unsure or any(failure["code"] != _DUPLICATE_KEY for failure in result["writeErrors"]):
                         raise
                 inserted += result["nInserted"]
                 modified += result["nModified"]
@@ -282,32 +301,49 @@ class RawStore:
                 self._posts.bulk_write(chunk, ordered=False).modified_count for chunk in _chunks(operations, _BULK)
             )
 
+    def left_behind(self, batch_id: str, *, limit: int) -> list[Any]:
+        """Return some ids of a batch's posts that are neither migrated nor quarantined, whatever their flag holds."""
+        query = {"batchId": batch_id, "migrated": {"$ne": True}, "quarantine": None}
+        with self._mongo.translated():
+            return [post.get("externalId") for post in self._posts.find(query, {"externalId": True}).limit(limit)]
+
     def has_unmigrated(self, batch_id: str | None) -> bool:
         """Return whether a batch, or None for no batch, holds posts that wait."""
         with self._mongo.translated():
             return self._posts.find_one(_unmigrated(batch_id), {"_id": True}) is not None
 
-    def counts(self) -> Counts:
-        """Count the posts by state in one pass; costs time in proportion to what is stored."""
+    def counts(self, *, on_part: Callable[[], None] = lambda: None) -> Counts:
+        """Count the posts by state; costs time in proportion to what is stored.
+
+        It goes through the ids part by part. Each post counts once, in the state that it has when
+        its part is counted.
+
+        Args:
+            on_part: Called after each part, such as to let others have a turn.
+        """
+        states: Counter[str] = Counter()
+        for found in _part_by_part(self._count, Counter.total):
+            states.update(found)
+            on_part()
+        return Counts(
+            stored=states.total(), **{state: states[state] for state in ("migrated", "backlog", "quarantined")}
+        )
+
+    def _count(self, ids: Document) -> "Counter[str]":
+        state = {"migrated": "$migrated", "quarantine": {"$ifNull": ["$quarantine.code", None]}}
         stages: list[Document] = [
-            {
-                "$group": {
-                    "_id": {"migrated": "$migrated", "quarantine": {"$ifNull": ["$quarantine.code", None]}},
-                    "posts": {"$sum": 1},
-                }
-            }
+            {"$match": {"externalId": ids}},
+            {"$group": {"_id": state, "posts": {"$sum": 1}}},
         ]
-        migrated = backlog = quarantined = 0
+        found: Counter[str] = Counter()
         with self._mongo.translated():
             for group in self._posts.aggregate(stages):
-                if group["_id"].get("migrated") is True:
-                    migrated += group["posts"]
-                elif group["_id"].get("quarantine"):
-                    quarantined += group["posts"]
-                else:
-                    backlog += group["posts"]
-        stored = migrated + backlog + quarantined
-        return Counts(stored=stored, migrated=migrated, backlog=backlog, quarantined=quarantined)
+                is_migrated = group["_id"].get("migrated") is True
+                state_name = (
+                    "migrated" if is_migrated else "quarantined" if group["_id"].get("quarantine") else "backlog"
+                )
+                found[state_name] += group["posts"]
+        return found
 
     def quarantined_record_counts(self) -> dict[str, int]:
         """Count the kept records that are no posts, by reason code."""
@@ -333,11 +369,15 @@ class RawStore:
 
         Documents without an integer for an id, which `adopt` quarantined, have no place in that order.
         """
-        query = {} if external_ids is None else {"externalId": {"$in": sorted(external_ids)}}
-        with self._mongo.translated(), self._posts.find(query, {"_id": False}).sort("externalId", ASCENDING) as cursor:
-            for document in cursor:
+        parts = _part_by_part(self._read, len) if external_ids is None else [self._read({"$in": sorted(external_ids)})]
+        for documents in parts:
+            for document in documents:
                 if isinstance(document.get("externalId"), int):
                     yield post_state(document)
+
+    def _read(self, ids: Document) -> list[Document]:
+        with self._mongo.translated():
+            return list(self._posts.find({"externalId": ids}, {"_id": False}).sort("externalId", ASCENDING))
 
     def document(self, external_id: int) -> Document | None:
         """Look the document of a post up, as it is."""
@@ -400,6 +440,20 @@ def _unmigrated(batch_id: str | None) -> Document:
         "migrated": False if batch_id else {"$ne": True},
         "quarantine": None,
     }
+
+
+def _part_by_part(read: Callable[[Document], T], size: Callable[[T], int]) -> Iterator[T]:
+    """Read all posts, some thousands at once and by id: no question keeps the server from others for long."""
+    for ids in _FOREIGN:
+        yield read(ids)
+    first, width = 1, _PART
+    while first + width <= INT_MAX:
+        found = read({"$gte": first, "$lt": first + width})
+        yield found
+        first += width
+        # Ids may be dense or have gaps; each part follows the density of the one before.
+        width = 2 * width if 2 * size(found) < _PART else max(1, width * _PART // size(found))
+    yield read({"$gte": first})
 
 
 def _lookups(external_ids: Sequence[int]) -> Iterator[Document]:

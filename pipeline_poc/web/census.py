@@ -20,7 +20,10 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 _SHARE = 20
-"""Counting may take one part in so many of the time: a count that takes a second is made every 20."""
+"""Counting may take one part in so many of a store's time."""
+_FIRST_SHARE = 4
+"""The first count may take more, since nothing is known before it."""
+_MOMENT_S = 1.0
 _AT_REST_S = 300.0
 """Even where nothing seems to move, a count is made so often: somebody may write past the pipeline."""
 
@@ -69,8 +72,7 @@ class Census:
         while not self._stopped.wait(pause_s):
             pause_s = self._interval_s
             if self._is_due():
-                cost_s = self.count()
-                pause_s = max(self._interval_s, cost_s * _SHARE)
+                pause_s = self.count()
 
     def _is_due(self) -> bool:
         tally = self.tally
@@ -88,27 +90,57 @@ class Census:
         return self._services.ledger.counters.read()[0], self._services.ledger.backlog()
 
     def count(self) -> float:
-        """Count once; returns the seconds that it took.
+        """Count once, with a rest after each part; returns the seconds to rest after the last.
 
         Those to open a store, or to find that it is away, are left out: they say nothing about a count.
         """
-        at, services = utc_now(), self._services
+        begun, at, services = time.perf_counter(), utc_now(), self._services
         with suppress(PipelineError):
             # Before the count: what moves meanwhile is counted again.
             self._seen = self._signs()
-        posts, posts_s = _timed(lambda: services.raw_store, lambda store: store.counts())
-        rows, rows_s = _timed(lambda: services.relational_store, lambda store: store.count())
-        cost_s = posts_s + rows_s
-        self.tally = Tally(posts, rows, at, round(max(self._interval_s, cost_s * _SHARE) + cost_s, 1))
-        return cost_s
+        rest = _Rest(_FIRST_SHARE if self.tally.counted_at is None else _SHARE, self._stopped)
+        posts = _counted(lambda: services.raw_store, lambda store: store.counts(on_part=rest.take), rest)
+        rows = _counted(lambda: services.relational_store, lambda store: store.count(), rest)
+        pause_s = max(self._interval_s, rest.due_s)
+        took_s = time.perf_counter() - begun
+        self.tally = Tally(posts, rows, at, round(2 * took_s + pause_s, 1))
+        return pause_s
 
 
-def _timed(open_: Callable[[], S], count: Callable[[S], T]) -> tuple[T | None, float]:
+class _Rest:
+    """Sees to it that a count takes its share of the time, and no more."""
+
+    def __init__(self, share: int, stopped: threading.Event) -> None:
+        self._share = share
+        self._stopped = stopped
+        self.begin()
+        self.due_s = 0.0
+        """Rest that is still to be taken."""
+
+    def begin(self) -> None:
+        """Work begins now."""
+        self._since = time.perf_counter()
+
+    def end(self) -> None:
+        """Work ends now."""
+        self.due_s += (time.perf_counter() - self._since) * self._share
+
+    def take(self) -> None:
+        """Take the rest that is due in the middle of the work; a moment is not worth it."""
+        self.end()
+        if self.due_s > _MOMENT_S:
+            self._stopped.wait(self.due_s)
+            self.due_s = 0.0
+        self.begin()
+
+
+def _counted(open_: Callable[[], S], count: Callable[[S], T], rest: _Rest) -> T | None:
     try:
         store = open_()
-        begun_at = time.perf_counter()
+        rest.begin()
         counted = count(store)
     except PipelineError as error:
         logger.debug("not counted: %s", error)
-        return None, 0.0
-    return counted, time.perf_counter() - begun_at
+        return None
+    rest.end()
+    return counted
