@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from pipeline_poc import desk_cli, desk_screens, screens
+from pipeline_poc import chaos_cli, desk_cli, desk_screens, screens
 from pipeline_poc.commands import (
     EXIT_NOT_OK,
     EXIT_UNAVAILABLE,
@@ -134,11 +134,11 @@ def worker(settings: Settings, count: int, burst: bool, as_json: bool) -> None:
 
     if count == 1:
         with open_services(settings) as services:
-            jobs = run_worker(services, burst=burst)
+            jobs = run_worker(services, burst=burst, close=True)
             if as_json:
                 click.echo(json.dumps({"jobs": jobs}))
     else:
-        status = run_workers(count, burst=burst)
+        status = run_workers(count, burst=burst, grace_s=settings.shutdown_grace_s)
         if as_json:
             click.echo(json.dumps({"workers": count, "exit_status": status}))
         sys.exit(status)
@@ -319,8 +319,8 @@ def repair(settings: Settings, dry_run: bool, as_json: bool) -> None:
         sys.exit(EXIT_NOT_OK)
 
 
-for desk_command in (desk_cli.post, desk_cli.quarantine, desk_cli.dead_letters):
-    cli.add_command(desk_command)
+for other in (desk_cli.post, desk_cli.quarantine, desk_cli.dead_letters, chaos_cli.chaos):
+    cli.add_command(other)
 
 
 def main() -> None:

@@ -222,8 +222,7 @@ async def inspect(services: Services) -> Health:
 def _ledger(services: Services) -> tuple[Check, ...]:
     settings, now = services.settings, utc_now()
     control = services.control()
-    oldest = services.ledger.oldest_waiting()
-    lag_s = round((now - oldest).total_seconds(), 3) if oldest else 0.0
+    lag_s = round(services.ledger.backlog().lag_s(now), 3)
     dead = len(services.ledger.batches("dead", limit=1000))
     said = f": {control.reason}" if control.reason else ""
     return (
@@ -250,6 +249,8 @@ def _source(services: Services, now: datetime) -> Check:
     age_s = round((now - last["lastSuccessAt"]).total_seconds(), 3)
     if age_s > limit_s:
         return Check(name, "warn", age_s, "s", f"the last ingestion that went well is older than {limit_s:g} s{said}")
+    if last.get("lastRun", {}).get("served_nothing"):
+        return Check(name, "warn", age_s, "s", f"the source served nothing, though posts of it are stored{said}")
     return Check(name, "warn" if errors else "pass", age_s, "s", said.removeprefix("; ") or None)
 
 
@@ -268,7 +269,11 @@ def _queue(services: Services) -> tuple[Check, ...]:
     counts = services.queue.counts()
     depth = Check("queue:depth", "pass", counts.queued)
     if counts.workers:
-        return (Check("workers:live", "pass", counts.workers), depth)
+        waiting = [worker.waits_for for worker in services.queue.workers() if worker.waits_for]
+        said = (
+            f"{len(waiting)} of {counts.workers} begin nothing until a store is well: {waiting[0]}" if waiting else None
+        )
+        return (Check("workers:live", "warn" if said else "pass", counts.workers, output=said), depth)
     return (Check("workers:live", "warn", 0, output="none is registered: `pipeline-poc worker` starts one"), depth)
 
 

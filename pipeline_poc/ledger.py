@@ -60,10 +60,19 @@ class Batch:
     migrated: int | None = None
     quarantined: int | None = None
 
-    def silent_s(self, now: datetime) -> float:
-        """Seconds since the last sign of life of its execution; 0 where none has begun."""
-        last = self.heartbeat_at or self.started_at
-        return (now - last).total_seconds() if last else 0.0
+    @property
+    def last_sign_at(self) -> datetime | None:
+        """Last sign of life of the execution that has begun; None where there is none."""
+        return self.started_at and (self.heartbeat_at or self.started_at)
+
+    def is_alive(self, now: datetime, timeout_s: float) -> bool:
+        """Return whether somebody is executing the batch right now, on the queue or past it.
+
+        A sign of life is believed for the time-out only, into the past and into the future: after
+        a clock was set back, the last one of a dead worker would else hold the batch for as long.
+        """
+        last = self.last_sign_at
+        return last is not None and abs((now - last).total_seconds()) <= timeout_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +82,19 @@ class Backlog:
     Attributes:
         posts: Posts that they were created for; one that moved to a newer batch meanwhile counts twice.
         oldest_at: When the oldest of them was created; None where there is none.
+        oldest_id: Its id.
         most_attempts: Most executions that one of them has seen.
     """
 
     batches: int
     posts: int
     oldest_at: datetime | None
+    oldest_id: str | None
     most_attempts: int
+
+    def lag_s(self, now: datetime) -> float:
+        """Age of the oldest post that is not migrated, in seconds; 0 where none waits."""
+        return max((now - self.oldest_at).total_seconds(), 0.0) if self.oldest_at else 0.0
 
 
 class Ledger:
@@ -160,7 +175,16 @@ class Ledger:
     def heartbeat(self, batch_id: str, worker: str, at: datetime) -> None:
         """Show that this worker is still executing the batch."""
         with self._mongo.translated():
-            self._batches.update_one({"_id": batch_id, "worker": worker}, {"$set": {"heartbeatAt": at}})
+            # An execution that was ended meanwhile must not come back to life.
+            running = {"_id": batch_id, "worker": worker, "startedAt": {"$exists": True}}
+            self._batches.update_one(running, {"$set": {"heartbeatAt": at}})
+
+    def give_back(self, batch_id: str, worker: str, reason: str) -> bool:
+        """End this worker's execution of an open batch, which did not fail; False where it is not this worker's."""
+        with self._mongo.translated():
+            mine = {"_id": batch_id, "state": "open", "worker": worker, "startedAt": {"$exists": True}}
+            ended = {"$set": {"error": reason}, "$unset": {"heartbeatAt": "", "startedAt": ""}}
+            return self._batches.update_one(mine, ended).modified_count == 1
 
     def note_failure(self, batch_id: str, error: str) -> None:
         """Keep the text of the last error of an open batch, and end its execution's heartbeat."""
@@ -189,14 +213,21 @@ class Ledger:
                     "batches": {"$sum": 1},
                     "posts": {"$sum": "$size"},
                     "oldest": {"$min": "$createdAt"},
+                    "oldestId": {"$min": "$_id"},  # Ids begin with the time of creation.
                     "attempts": {"$max": "$attempts"},
                 }
             },
         ]
         with self._mongo.translated():
             for group in self._batches.aggregate(stages):
-                return Backlog(group["batches"], group["posts"], group["oldest"], group["attempts"])
-        return Backlog(0, 0, None, 0)
+                return Backlog(
+                    batches=group["batches"],
+                    posts=group["posts"],
+                    oldest_at=group["oldest"],
+                    oldest_id=group["oldestId"],
+                    most_attempts=group["attempts"],
+                )
+        return Backlog(batches=0, posts=0, oldest_at=None, oldest_id=None, most_attempts=0)
 
     def batches(self, state: State, *, limit: int = 0) -> list[Batch]:
         """List the batches in a state, oldest first; limit 0 means all."""
@@ -204,10 +235,11 @@ class Ledger:
             cursor = self._batches.find({"state": state})
             return [_batch(document) for document in cursor.sort("createdAt", ASCENDING).limit(limit)]
 
-    def oldest_waiting(self) -> datetime | None:
-        """Return when the oldest batch of the backlog was created; None where there is no backlog."""
-        times = [batch.created_at for state in _BACKLOG for batch in self.batches(state, limit=1)]
-        return min(times, default=None)
+    def begun(self) -> list[Batch]:
+        """List the open batches of which an execution has begun and not ended, as far as the ledger knows."""
+        with self._mongo.translated():
+            cursor = self._batches.find({"state": "open", "startedAt": {"$exists": True}})
+            return [_batch(document) for document in cursor.sort("createdAt", ASCENDING)]
 
     def waiting_ids(self) -> set[str]:
         """Return the ids of all batches that are not closed."""

@@ -8,6 +8,7 @@ import base64
 import json
 import logging
 import math
+import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any, Literal, cast
 
 from redis import Redis, exceptions
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.lock import Lock
 from redis.retry import Retry
 from rq import Queue
 from rq.exceptions import InvalidJobOperation
@@ -43,8 +45,12 @@ _FAILURE_TTL_S = 30 * 86_400
 """Dead letters can be looked at for a month; their batches wait in the ledger without end."""
 _ERROR_SHOWN = 500
 """Characters of an error that a person is shown."""
-_TICK_LOCK_S = 60
+_TICK_LOCK_S = 8.0
 """A tick that died gives way to the next one after so many seconds."""
+_TICK_RENEWAL_S = 2.0
+"""A tick that lives renews its lock so often."""
+WAITS_FOR = "waits_for"
+"""Field of a worker's hash that RQ does not have: why the worker begins nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +126,7 @@ class WorkerInfo:
         state: ``idle``, ``busy``, ``suspended`` or ``started``.
         batch: What it executes; None while it is idle.
         heartbeat_at: Its last sign of life.
+        waits_for: What went wrong, where it begins no job until a store is well again.
     """
 
     name: str
@@ -129,6 +136,7 @@ class WorkerInfo:
     heartbeat_at: datetime | None
     succeeded: int
     failed: int
+    waits_for: str | None = None
 
 
 class MigrationQueue:
@@ -209,6 +217,20 @@ class MigrationQueue:
         failpoints.reach("tick.cleared")
         self.enqueue(batch_ids)
 
+    def put_back(self, job_id: str) -> None:
+        """Return a job that was taken, and not begun, to the front of the queue."""
+        with self.translated(), self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.lrem(IntermediateQueue.get_intermediate_queue_key(self.rq.key), 1, job_id)
+            pipeline.lpush(self.rq.key, job_id)
+            pipeline.execute()
+
+    def discard(self, job_id: str) -> None:
+        """Delete a job that was taken and that RQ can't read; if it had a batch, the next tick enqueues that anew."""
+        with self.translated(), self._redis.pipeline(transaction=True) as pipeline:
+            pipeline.lrem(IntermediateQueue.get_intermediate_queue_key(self.rq.key), 0, job_id)
+            pipeline.delete(Job.key_for(job_id))
+            pipeline.execute()
+
     def snapshot(self) -> QueueSnapshot:
         """Return where all unfinished jobs and dead letters are, in one instant."""
         registries = (self.rq.started_job_registry, self.rq.scheduled_job_registry, self.rq.failed_job_registry)
@@ -261,18 +283,33 @@ class MigrationQueue:
 
     @contextmanager
     def tick_lock(self) -> Iterator[bool]:
-        """Hold the right to enqueue; yields False if another tick has it."""
-        lock = self._redis.lock(f"{self.rq.key}:tick", timeout=_TICK_LOCK_S, blocking=False)
+        """Hold the right to enqueue; yields False if another tick has it.
+
+        A lock that gets lost, as to a process that stood still for a while, does no harm: ticks
+        may run at once.
+        """
+        lock = self._redis.lock(
+            f"{self.rq.key}:tick",
+            timeout=_TICK_LOCK_S,
+            blocking=False,
+            thread_local=False,  # It is renewed by another thread.
+        )
         with self.translated():
             mine = bool(lock.acquire())
+        if not mine:
+            yield False
+            return
+        done = threading.Event()
+        renewal = threading.Thread(target=_renew, args=(lock, done), name="tick-lock", daemon=True)
+        renewal.start()
         try:
-            yield mine
+            yield True
         finally:
-            if mine:
-                try:
-                    lock.release()
-                except exceptions.RedisError:
-                    logger.debug("the tick's lock was lost; the next tick is not hindered")
+            done.set()
+            try:
+                lock.release()
+            except exceptions.RedisError:
+                logger.debug("the tick's lock was lost; the next tick is not hindered")
 
     def counts(self) -> QueueCounts:
         """Count the jobs by state; costs the same however many there are."""
@@ -404,6 +441,16 @@ class MigrationQueue:
             raise ServiceUnavailable("Redis", "REDIS_URL", self._url, error) from error
 
 
+def _renew(lock: Lock, done: threading.Event) -> None:
+    while not done.wait(_TICK_RENEWAL_S):
+        try:
+            lock.reacquire()
+        except exceptions.LockError:  # Lost, or released just now.
+            return
+        except exceptions.RedisError as error:
+            logger.debug("the tick's lock is not renewed: %s", error)
+
+
 def _job_info(job: Job, state: JobState, score: float) -> JobInfo:
     meta: Any = job.meta  # Whoever can write to Redis chooses it.
     error = meta.get("error") if isinstance(meta, dict) else None
@@ -442,6 +489,7 @@ def _worker_info(name: str, values: Mapping[bytes, bytes], executions: Collectio
         heartbeat_at=utcparse(texts["last_heartbeat"]) if "last_heartbeat" in texts else None,
         succeeded=int(texts.get("successful_job_count", 0)),
         failed=int(texts.get("failed_job_count", 0)),
+        waits_for=texts.get(WAITS_FOR),
     )
 
 

@@ -117,6 +117,9 @@ class Settings(BaseSettings):
     retry_cap_s: float = Field(60.0, gt=0, description="Upper bound of every backoff.")
 
     job_timeout_s: int = Field(600, ge=1, description="Longest run of a job.")
+    shutdown_grace_s: float = Field(
+        8.0, gt=0, description="A worker that is asked to stop finishes its batch within so long, or gives it back."
+    )
     heartbeat_interval_s: float = Field(5.0, gt=0, description="A worker shows this often that its batch is alive.")
     heartbeat_timeout_s: float = Field(
         30.0, gt=0, description="A batch without a heartbeat for so long is taken from its worker."
@@ -143,10 +146,12 @@ class Settings(BaseSettings):
     web_max_body_bytes: int = Field(1_000_000, ge=1000, description="Largest body of a request.")
 
     api_read_token_hashes: TokenHashes | None = Field(
-        None, description="SHA-256 of the tokens that may look, separated by commas; see `pipeline-poc token`."
+        None,
+        repr=False,
+        description="SHA-256 of the tokens that may look, separated by commas; see `pipeline-poc token`.",
     )
     api_operate_token_hashes: TokenHashes | None = Field(
-        None, description="SHA-256 of the tokens that may look and act, separated by commas."
+        None, repr=False, description="SHA-256 of the tokens that may look and act, separated by commas."
     )
     auth_protect_ui: Literal["all", "mutations", "off"] = Field(
         "all",
@@ -222,6 +227,9 @@ def load_settings(*, env_file: Path | None = Path(".env"), **overrides: Any) -> 
     """
     try:
         return Settings(_env_file=env_file, **overrides)
+    except (OSError, UnicodeDecodeError) as error:
+        problem = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise SettingsError(f"{env_file} can't be read: {problem}") from None
     except ValidationError as error:
         problems = [
             f"{str(*problem['loc'][:1]).upper()} {problem['msg'].removeprefix('Value error, ')}".strip()

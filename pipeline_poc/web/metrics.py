@@ -139,6 +139,11 @@ def _ledger(ledger: LedgerPart) -> Iterator[Metric]:
     yield _counter("pipeline_attempts", "Executions of closed batches.", [((), number(totals, "migration.attempts"))])
     yield _counter("pipeline_dead_letters", "Batches buried.", [((), number(totals, "migration.dead_letters"))])
     yield _counter(
+        "pipeline_refused_jobs",
+        "Jobs on the queue that ask for something else than the migration of a batch.",
+        [((), number(totals, "migration.refused_jobs"))],
+    )
+    yield _counter(
         "pipeline_retries",
         "Failed executions that are repeated, by type of error.",
         _bounded(totals.get("retries", {}).items()),

@@ -6,7 +6,7 @@ fail in CI; elsewhere they are left out, and the end of the run says so.
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,9 +126,6 @@ class Stores:
             return int(client.llen("rq:queue:migration"))
 
 
-Figures = Callable[[str], None]
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     """Leave out what needs a missing tool, but for CI."""
@@ -139,12 +136,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             items[:] = [item for item in items if item not in needing]
             note(config, f"{NOT_TESTED}: programs are missing", f"{len(needing)} tests left out: {tool.complaint}")
             config.hook.pytest_deselected(items=needing)
-
-
-@pytest.fixture
-def measured(request: pytest.FixtureRequest) -> Figures:
-    """Takes a line with figures, shown at the end of the run."""
-    return lambda text: note(request.config, "measured", f"{request.node.name}: {text}")
 
 
 @pytest.fixture

@@ -28,9 +28,9 @@ from pipeline_poc.settings import Settings
 from pipeline_poc.stand_in import StandIn
 from pipeline_poc.testing import NASTY_RECORDS
 from pipeline_poc.web.auth import new_token
-from pipeline_poc_tests.acceptance.conftest import Figures
 from pipeline_poc_tests.acceptance.programs import TIMEOUT_S, Programs, until
 from pipeline_poc_tests.acceptance.test_pipeline_page import FLAGS
+from pipeline_poc_tests.conftest import Figures
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
@@ -210,7 +210,8 @@ def test_status_says_what_health_says(served: Served) -> None:
     assert report["checks"]["workers:live"][0]["observedValue"] == 2
     automation = {check["componentId"]: check["observedValue"] for check in report["checks"]["dagster:schedule"]}
     automation |= {check["componentId"]: check["observedValue"] for check in report["checks"]["dagster:sensor"]}
-    assert automation == {"ingest_every_ten_minutes": "RUNNING", "enqueue_backlog": "RUNNING"}
+    names = ("ingest_every_ten_minutes", "check_every_ten_minutes", "enqueue_backlog")
+    assert automation == dict.fromkeys(names, "RUNNING")
     assert {"SENSOR", "SCHEDULER"} <= {check["componentId"] for check in report["checks"]["dagster:daemons"]}
 
     status = served.programs.run("status", "--json").json

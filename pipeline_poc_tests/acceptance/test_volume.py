@@ -9,8 +9,9 @@ import time
 import pytest
 
 from pipeline_poc.stand_in import StandIn
-from pipeline_poc_tests.acceptance.conftest import Figures, Stores
+from pipeline_poc_tests.acceptance.conftest import Stores
 from pipeline_poc_tests.acceptance.programs import Programs, until
+from pipeline_poc_tests.conftest import Figures
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1800)]
 

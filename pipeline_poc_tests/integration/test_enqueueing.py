@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -15,7 +16,7 @@ from pymongo.database import Database
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
-from pipeline_poc import enqueueing
+from pipeline_poc import clock, enqueueing
 from pipeline_poc.chaos.servers import Mongo, Redis
 from pipeline_poc.clock import utc_now
 from pipeline_poc.control import Mode
@@ -115,7 +116,7 @@ def test_a_tick_that_died_does_not_block_the_next(services: Services, redis_clie
     assert lock.__enter__()
     assert tick(services).busy
     ttl = redis_client.ttl(f"{services.queue.rq.key}:tick")
-    assert 0 < ttl <= 60
+    assert 0 < ttl <= 10
     redis_client.delete(f"{services.queue.rq.key}:tick")
     assert not tick(services).busy
 
@@ -235,6 +236,22 @@ def test_dead_letters_of_an_outage_come_back(services: Services) -> None:
     assert services.raw_store.counts().migrated == 4
 
 
+def test_dead_letters_of_an_outage_of_mongodb_come_back(services: Services, mongo: Mongo) -> None:
+    """Jobs whose attempts ran out while MongoDB was away come back with the first tick that can read it."""
+    batches = fill(services, 2, 2)
+    tick(services)
+    for batch_id in batches:
+        fail_job(services, batch_id)
+    mongo.kill()
+    with pytest.raises(ServiceUnavailable, match="MONGO_URL"):
+        tick(services)
+    mongo.start()
+    assert tick(services).requeued == 2
+    migrate_all(services)
+    assert services.raw_store.counts().migrated == 4
+    assert services.reconcile().ok
+
+
 def test_dead_letters_that_wait_for_a_person_stay(services: Services) -> None:
     """A batch that was buried is not enqueued, and leaves its place in the window to others."""
     batches = fill(services, *[1] * 6)
@@ -246,18 +263,152 @@ def test_dead_letters_that_wait_for_a_person_stay(services: Services) -> None:
     assert services.queue.snapshot().queued == set(batches[1:])
 
 
-def test_a_finished_job_is_not_in_the_way(services: Services) -> None:
-    """A batch that is open though its job finished, as after a person reopened it, is enqueued anew."""
+@pytest.mark.parametrize("state", ["finished", "deferred", "canceled"])
+def test_a_job_that_nobody_will_execute_is_not_in_the_way(services: Services, state: str) -> None:
+    """A batch that is open though its job finished, was put off or canceled past the pipeline is enqueued anew."""
     [batch_id] = fill(services, 1)
     tick(services)
     queue = services.queue.rq
     queue.connection.lpop(queue.key)
     job = Job.fetch(batch_id, connection=queue.connection, serializer=JSONSerializer)
-    job.set_status(JobStatus.FINISHED)
-    queue.finished_job_registry.add(job, ttl=1000)
+    job.set_status(JobStatus(state))
+    registry = getattr(queue, f"{state}_job_registry")
+    registry.add(job, ttl=1000)
     assert tick(services).enqueued == 1
     assert queue.get_job_ids() == [batch_id]
-    assert queue.finished_job_registry.get_job_ids() == []
+    assert registry.get_job_ids() == []
+    migrate_all(services)
+    assert services.raw_store.counts().migrated == 1
+
+
+@pytest.mark.parametrize("how", ["materialization", "command line"])
+def test_a_run_that_died_past_the_queue(services: Services, database: Documents, how: str) -> None:
+    """A batch whose run died, before or after it wrote rows, goes to the workers after the heartbeat's timeout."""
+    [batch_id] = fill(services, 3)
+    batch = services.ledger.start(batch_id, how, utc_now())
+    assert batch is not None
+    services.relational_store.write(services.raw_store.posts_to_migrate(batch_id)[:2], utc_now())
+    assert tick(services) == TickResult()
+    age(database, batch_id, 31, "startedAt", "heartbeatAt")
+    assert (tick(services).enqueued, services.queue.rq.get_job_ids()) == (1, [batch_id])
+    batch = services.ledger.get(batch_id)
+    assert batch is not None
+    assert (batch.started_at, batch.error) == (None, "its run gave no sign of life")
+    migrate_all(services)
+    assert services.reconcile().ok
+    assert services.raw_store.counts().migrated == 3
+
+
+@pytest.fixture
+def set_clock() -> Iterator[Callable[[float], None]]:
+    """Sets the clock of this process so many hours before or behind the right time."""
+    yield lambda hours: clock.shift(timedelta(hours=hours))
+    clock.shift(timedelta(0))
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_clock_that_jumps_leaves_no_batch_stuck(
+    services: Services, redis_client: redis.Redis, set_clock: Callable[[float], None], hours: float
+) -> None:
+    """A batch of a dead worker, a run or an ingestion is freed within the time-outs, whichever way the clock jumped."""
+    on_queue, past_it = fill(services, 2, 2)
+    filling = services.ledger.create(2, utc_now())
+    services.raw_store.store([hashed(i) for i in (11, 12)], {}, filling, utc_now())
+    services.ledger.start(past_it, "run", utc_now())
+    tick(services)
+    queue = services.queue.rq
+    redis_client.lrem(queue.key, 1, on_queue)
+    redis_client.zadd(queue.started_job_registry.key, {f"{on_queue}:execution": 2e9})
+    services.ledger.start(on_queue, "worker", utc_now())
+    assert tick(services) == TickResult(outstanding=1)
+
+    set_clock(hours)
+    freed = [tick(services)]
+    set_clock(hours + 31 / 3600)
+    freed.append(tick(services))
+    assert sum(result.freed for result in freed) == 1
+    assert {on_queue, past_it} <= services.queue.snapshot().queued
+    assert sum(result.adopted for result in freed) == 2
+    migrate_all(services)
+    assert services.raw_store.counts().migrated == 6
+    assert services.reconcile().ok
+
+
+def test_a_live_worker_keeps_its_batch_when_the_clock_is_set_back(
+    services: Services, redis_client: redis.Redis, set_clock: Callable[[float], None]
+) -> None:
+    """A heartbeat from before the clock was set back frees nothing at once: the next one says that all is well."""
+    [batch_id] = fill(services, 2)
+    tick(services)
+    queue = services.queue.rq
+    redis_client.lrem(queue.key, 1, batch_id)
+    redis_client.zadd(queue.started_job_registry.key, {f"{batch_id}:execution": 2e9})
+    services.ledger.start(batch_id, "worker", utc_now())
+    set_clock(-1)
+    assert tick(services).freed == 0
+    services.ledger.heartbeat(batch_id, "worker", utc_now())
+    set_clock(-1 + 20 / 3600)
+    services.ledger.heartbeat(batch_id, "worker", utc_now())
+    set_clock(-1 + 40 / 3600)
+    assert tick(services) == TickResult(outstanding=1)
+
+
+def test_suspects_of_another_time(services: Services, redis_client: redis.Redis) -> None:
+    """A job that was suspected before the clock was set back is freed all the same."""
+    [batch_id] = fill(services, 2)
+    tick(services)
+    queue = services.queue.rq
+    redis_client.lmove(queue.key, queue.intermediate_queue_key, "LEFT", "RIGHT")
+    services.queue.suspected_since([batch_id], utc_now() + timedelta(hours=1))
+    assert tick(services).freed == 1
+    assert services.queue.snapshot().queued == {batch_id}
+
+
+def test_a_retry_that_a_wrong_clock_put_off(services: Services) -> None:
+    """A retry that is due later than any can be is put on the queue now; others wait for their time."""
+    soon, late = fill(services, 2, 2)
+    tick(services)
+    queue = services.queue.rq
+    for batch_id, seconds in ((soon, 60), (late, 3600)):
+        queue.connection.lrem(queue.key, 1, batch_id)
+        job = Job.fetch(batch_id, connection=queue.connection, serializer=JSONSerializer)
+        job.set_status(JobStatus.SCHEDULED)
+        queue.scheduled_job_registry.schedule(job, utc_now() + timedelta(seconds=seconds))
+    result = tick(services)
+    assert (result.freed, result.outstanding) == (1, 2)
+    snapshot = services.queue.snapshot()
+    assert snapshot.queued == {late}
+    assert snapshot.scheduled == {soon}
+
+
+@pytest.mark.parametrize("registry", ["started", "taken"])
+def test_jobs_of_closed_batches_take_no_place(services: Services, redis_client: redis.Redis, registry: str) -> None:
+    """Jobs whose workers died once their batches were closed leave the whole window to the others."""
+    done = fill(services, *[1] * POLICY.window)
+    services.migrate()
+    queue = services.queue.rq
+    for batch_id in done:
+        if registry == "started":
+            redis_client.zadd(queue.started_job_registry.key, {f"{batch_id}:execution": 2e9})
+        else:
+            redis_client.rpush(queue.intermediate_queue_key, batch_id)
+    batches = fill(services, *[1] * 6)
+    assert tick(services).enqueued == POLICY.window
+    assert services.queue.rq.get_job_ids() == batches[: POLICY.window]
+    assert tick(services).enqueued == 0
+
+
+def test_a_reopened_batch_does_not_widen_the_window(services: Services) -> None:
+    """Jobs of newer batches count: an old batch that comes back waits until one of them ends."""
+    old, *newer = fill(services, *[1] * 6)
+    services.ledger.bury(old, utc_now(), "bad")
+    assert tick(services).enqueued == POLICY.window
+    services.ledger.reopen(old)
+    assert tick(services).enqueued == 0
+    services.migrate(newer[:1])
+    services.queue.rq.connection.lpop(services.queue.rq.key)
+    assert tick(services).enqueued == 1
+    assert services.queue.snapshot().queued == {old, *newer[1:]}
 
 
 LEGACY: list[dict[str, Any]] = [

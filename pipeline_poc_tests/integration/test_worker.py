@@ -129,6 +129,8 @@ def test_other_jobs_are_refused(  # noqa: PLR0917 - parameters and fixtures
     result = job("hostile").latest_result()
     assert result is not None
     assert "RefusedJobError" in (result.exc_string or "")
+    assert services.ledger.counters.read()[0]["migration"] == {"refused_jobs": 1}
+    assert services.tick().enqueued == 0
 
 
 @pytest.mark.parametrize("compressed", [True, False])
@@ -190,15 +192,15 @@ def test_an_outage_is_retried_then_waits(  # noqa: PLR0917 - fixtures
     settings: Settings,
 ) -> None:
     """A job that meets an outage is scheduled again until its attempts run out, and comes back when all is well."""
-    # So long that no attempt falls due while the worker executes the others.
-    services.settings = settings.model_copy(update={"retry_base_s": 1e6, "retry_cap_s": 1e6})
+    # So long that no attempt falls due by itself; a worker in burst mode ends with the first failure.
+    services.settings = settings.model_copy(update={"retry_base_s": 1e6, "retry_cap_s": 1e6, "batch_size": 50})
     services.ingest()
     services.tick()
     batch_id = services.ledger.batches("open")[0].id
     for attempt in range(1, settings.retry_max_attempts):
-        assert run_worker(services, burst=True) == 0
+        assert [run_worker(services, burst=True) for _ in range(2)] == [0, 0]
         snapshot = queue.snapshot()
-        assert len(snapshot.scheduled | snapshot.queued) == 10
+        assert len(snapshot.scheduled) == 2
         assert snapshot.failed == frozenset()
         assert job(batch_id).number_of_retries == attempt
         batch = services.ledger.get(batch_id)
@@ -208,12 +210,12 @@ def test_an_outage_is_retried_then_waits(  # noqa: PLR0917 - fixtures
         assert batch.heartbeat_at is None
         assert services.tick().enqueued == 0
         make_due(queue, redis_client)
-    assert run_worker(services, burst=True) == 0
-    assert len(queue.snapshot().failed) == 10
-    assert len(services.ledger.batches("open")) == 10
+    assert [run_worker(services, burst=True) for _ in range(2)] == [0, 0]
+    assert len(queue.snapshot().failed) == 2
+    assert len(services.ledger.batches("open")) == 2
     broken_table()
-    assert services.tick().requeued == 10
-    assert run_worker(services, burst=True) == 10
+    assert services.tick().requeued == 2
+    assert run_worker(services, burst=True) == 2
     assert services.reconcile().ok
     assert services.raw_store.counts().migrated == 100
 
@@ -287,7 +289,8 @@ def test_an_unknown_error_is_retried_then_buried(
 def test_a_job_that_takes_too_long_is_retried(
     settings: Settings, services: Services, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A job beyond its time limit is interrupted and counts as an outage; its batch stays in the backlog."""
+    """A job beyond its time limit is interrupted and counts as a failure; its batch stays in the backlog."""
+    services.settings = settings.model_copy(update={"retry_base_s": 1e6, "retry_cap_s": 1e6})
     services.ingest()
     services.queue._job_timeout_s = 1
     services.tick()
@@ -301,22 +304,24 @@ def test_a_job_that_takes_too_long_is_retried(
     assert run_worker(services, burst=True) == 9
     [batch] = services.ledger.batches("open")
     assert "time limit" in (batch.error or "")
-    assert services.queue.snapshot().outstanding == {batch.id}  # A second later it is due.
+    assert services.queue.snapshot().scheduled == {batch.id}
 
 
 def test_a_failure_that_cannot_be_noted(
-    services: Services, broken_table: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+    settings: Settings, services: Services, broken_table: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that can't reach the ledger to note a failure schedules the next attempt all the same."""
 
     def away(*_: Any) -> None:
         raise ServiceUnavailable("MongoDB", "MONGO_URL", "mongodb://x", "gone")
 
+    services.settings = settings.model_copy(update={"retry_base_s": 1e6, "retry_cap_s": 1e6})
     services.ingest()
     services.tick()
     monkeypatch.setattr(Ledger, "note_failure", away)
     assert run_worker(services, burst=True) == 0
-    assert len(services.queue.snapshot().scheduled) == 10
+    snapshot = services.queue.snapshot()
+    assert (len(snapshot.scheduled), len(snapshot.queued)) == (1, 9)
     broken_table()
 
 

@@ -14,12 +14,12 @@ from rq.serializers import JSONSerializer
 
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import PipelineError
+from pipeline_poc.migration_worker import MigrationWorker
 from pipeline_poc.orchestration.reporting import Reporter
 from pipeline_poc.selection import Selection
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
 from pipeline_poc.stand_in import StandIn
-from pipeline_poc.worker import MigrationWorker
 from pipeline_poc_tests.acceptance.programs import until
 from pipeline_poc_tests.web.contract import checked
 from pipeline_poc_tests.web.planting import at, refuse, store
@@ -41,7 +41,7 @@ def worker(services: Services) -> Iterator[MigrationWorker]:
         worker = MigrationWorker(services, reporter)
         worker.register_birth()  # type: ignore[no-untyped-call]
         yield worker
-        worker.register_death()  # type: ignore[no-untyped-call]
+        worker.register_death()
 
 
 def counted(api: httpx.Client, **posts: int) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def test_workers(api: httpx.Client, services: Services, worker: MigrationWorker)
     busy = shown("busy")
     assert busy["batch"] == batch_id
     assert 0 <= busy["busyS"] < 60
-    worker.register_death()  # type: ignore[no-untyped-call]
+    worker.register_death()
     until(lambda: api.get(MIGRATION).json()["workers"] == [], "the worker has gone", 10.0)
 
 
