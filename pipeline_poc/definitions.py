@@ -4,11 +4,14 @@ from dagster import Definitions, in_process_executor
 
 from pipeline_poc.orchestration.assets import migrated_posts, raw_posts
 from pipeline_poc.orchestration.automation import (
+    check_every_ten_minutes,
+    check_posts,
     enqueue_backlog,
     ingest_every_ten_minutes,
     ingest_posts,
     migrate_posts,
 )
+from pipeline_poc.orchestration.checks import CHECKS
 from pipeline_poc.orchestration.io_managers import RawStoreIOManager, RelationalStoreIOManager
 from pipeline_poc.orchestration.resources import PipelineResource
 
@@ -16,8 +19,9 @@ _services = PipelineResource()
 
 defs = Definitions(
     assets=[raw_posts, migrated_posts],
-    jobs=[ingest_posts, migrate_posts],
-    schedules=[ingest_every_ten_minutes],
+    asset_checks=CHECKS,
+    jobs=[ingest_posts, migrate_posts, check_posts],
+    schedules=[ingest_every_ten_minutes, check_every_ten_minutes],
     sensors=[enqueue_backlog],
     resources={
         "services": _services,

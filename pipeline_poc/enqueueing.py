@@ -35,12 +35,14 @@ class TickPolicy:
         batch_size: Most posts in an adopted batch.
         heartbeat_timeout_s: A batch that is silent for so long has lost its worker.
         filling_timeout_s: A batch that is not sealed for so long has lost its ingestion.
+        retry_cap_s: Longest that a retry waits for its time.
     """
 
     window: int
     batch_size: int
     heartbeat_timeout_s: float
     filling_timeout_s: float
+    retry_cap_s: float = 60.0
 
 
 @dataclass(slots=True)
@@ -50,7 +52,7 @@ class TickResult:
     Attributes:
         enqueued: Batches that the queue did not know: new ones, and lost ones.
         posts: Posts in them.
-        freed: Taken from workers that gave no sign of life.
+        freed: Taken from workers that gave no sign of life, or from a retry that a wrong clock put far ahead.
         requeued: Dead letters of an outage that is over.
         adopted: Posts that were in no batch, or in one that its ingestion left unfinished.
         outstanding: Jobs on the queue afterwards.
@@ -139,7 +141,7 @@ def adopt(raw_store: RawStore, ledger: Ledger, policy: TickPolicy) -> int:
     adopted = 0
     now = utc_now()
     for batch in ledger.batches("filling"):
-        if now - batch.created_at > timedelta(seconds=policy.filling_timeout_s):
+        if not _is_within(policy.filling_timeout_s, batch.created_at, now):
             adopted += take_over(batch.id, batch.created_at, raw_store, ledger)
     for batch in ledger.batches("abandoned"):
         adopted += take_over(batch.id, batch.created_at, raw_store, ledger)
@@ -170,26 +172,32 @@ def _line_up(
     jobs = queue.snapshot()
 
     lost = _silent(batches, jobs, queue, now, policy)
+    put_off = _put_off(batches, jobs, queue, now, policy)
     is_fed = result.mode == "running"
     failed = [i for i in batches if is_fed and i in jobs.failed and i not in jobs.outstanding]
     if failed and not relational_store_is_up():
         result.waiting_for_store = len(failed)
         failed = []
-    room = policy.window - len(jobs.outstanding) if is_fed else 0
+    room = policy.window - _outstanding(batches, jobs, ledger) if is_fed else 0
     unknown = [
         batch
         for batch in batches.values()
-        if batch.id not in jobs.outstanding and batch.id not in jobs.failed and not _is_alive(batch, now, policy)
+        if batch.id not in jobs.outstanding
+        and batch.id not in jobs.failed
+        and not batch.is_alive(now, policy.heartbeat_timeout_s)
     ]
     fresh = unknown[: max(room, 0)]
 
     for batch_id in lost:
         ledger.note_failure(batch_id, "its worker gave no sign of life")
-    queue.replace([*lost, *failed])
+    for batch in fresh:
+        if batch.started_at is not None:  # By a run past the queue, or by a worker whose job is lost.
+            ledger.note_failure(batch.id, "its run gave no sign of life")
+    queue.replace([*lost, *put_off, *failed])
     # A finished job of a batch that is open again would be in the way of a new one of its name.
     queue.replace([batch.id for batch in fresh])
     failpoints.reach("tick.enqueued")
-    result.freed = len(lost)
+    result.freed = len(lost) + len(put_off)
     result.requeued = len(failed)
     result.enqueued = len(fresh)
     result.posts = sum(batch.size for batch in fresh)
@@ -200,18 +208,42 @@ def _silent(
     batches: dict[str, Batch], jobs: QueueSnapshot, queue: MigrationQueue, now: datetime, policy: TickPolicy
 ) -> list[str]:
     """Return the batches whose worker died: silent in the ledger, or stuck on the way to it."""
-    held = [batch for batch in batches.values() if batch.id in jobs.started | jobs.taken]
-    # A worker that died before it reached the ledger left no heartbeat: only the time passing tells.
-    doubtful = [batch.id for batch in held if not _is_alive(batch, now, policy)]
-    since = queue.suspected_since(doubtful, now)
-    silent = [batch.id for batch in held if batch.silent_s(now) > policy.heartbeat_timeout_s]
-    stuck = [i for i, at in since.items() if (now - at).total_seconds() > policy.heartbeat_timeout_s]
+    # What waits for a worker is no worker's, whatever a dead one left behind in RQ's registries.
+    held_ids = (jobs.started | jobs.taken) - jobs.queued - jobs.scheduled
+    held = [batch for batch in batches.values() if batch.id in held_ids]
+    doubtful = [batch for batch in held if not batch.is_alive(now, policy.heartbeat_timeout_s)]
+    # A worker that died before it reached the ledger left no heartbeat, and one from the future says
+    # nothing: only the time passing tells.
+    since = queue.suspected_since([batch.id for batch in doubtful], now)
+    silent = [batch.id for batch in doubtful if batch.last_sign_at and batch.last_sign_at < now]
+    stuck = [i for i, at in since.items() if not _is_within(policy.heartbeat_timeout_s, at, now)]
     return sorted({*silent, *stuck})
 
 
-def _is_alive(batch: Batch, now: datetime, policy: TickPolicy) -> bool:
-    """Return whether somebody, on the queue or past it, is executing the batch right now."""
-    return batch.started_at is not None and batch.silent_s(now) <= policy.heartbeat_timeout_s
+def _put_off(
+    batches: dict[str, Batch], jobs: QueueSnapshot, queue: MigrationQueue, now: datetime, policy: TickPolicy
+) -> list[str]:
+    """Return the batches whose retry is due later than any retry can be: the clock was set back since."""
+    if not jobs.scheduled & batches.keys():
+        return []
+    latest = now + timedelta(seconds=2 * policy.retry_cap_s)
+    infos, _ = queue.page("scheduled", limit=policy.window)
+    return [info.id for info in infos if info.id in batches and info.next_retry_at and info.next_retry_at > latest]
+
+
+def _outstanding(batches: dict[str, Batch], jobs: QueueSnapshot, ledger: Ledger) -> int:
+    """Count the jobs that have work to do.
+
+    Those of closed batches have none: a worker that died between closing its batch and letting go
+    of the job leaves one behind, which must not take the place of others until RQ finds it.
+    """
+    others = ledger.by_ids(sorted(jobs.outstanding - batches.keys()))
+    return len(jobs.outstanding & batches.keys()) + sum(batch.state == "open" for batch in others.values())
+
+
+def _is_within(limit_s: float, at: datetime, now: datetime) -> bool:
+    """Return whether a time is near now; one that lies far ahead was noted before the clock was set back."""
+    return abs((now - at).total_seconds()) <= limit_s
 
 
 def store_is_up(ping: Callable[[], None]) -> bool:

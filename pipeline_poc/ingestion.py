@@ -1,6 +1,7 @@
 """Ingest: source → raw store. Validates, compares by content hash, writes only what differs."""
 
 import hashlib
+import heapq
 import logging
 from collections import Counter
 from collections.abc import Callable, Generator
@@ -21,8 +22,13 @@ logger = logging.getLogger(__name__)
 
 _ETAG_MAX_AGE = timedelta(hours=24)
 """A source is asked for everything at least so often, whatever it says about changes."""
+_UNKNOWN_FIELDS_MAX = 100
+"""So many names of unknown fields are counted, and so many characters of each: they end in logs and metadata."""
 _STATE_VERSION = 1
 """To be raised when a post is parsed or hashed in another way: makes every ETag invalid."""
+_SAMPLE = 50
+"""Posts of an answer that have to be stored still, for its ETag to be used."""
+_CURRENT_SOURCE = "source"
 
 
 @dataclass(slots=True)
@@ -31,6 +37,7 @@ class IngestionResult:
 
     Attributes:
         not_modified: The source said that nothing changed since the last ingestion.
+        served_nothing: The source served an empty list, though posts are stored; they stay.
         batches: Ids of the batches written.
         reasons: Number of quarantined records by reason code.
         unknown_fields: Number of records that had each field which a post does not have.
@@ -43,6 +50,7 @@ class IngestionResult:
     unchanged: int = 0
     quarantined: int = 0
     not_modified: bool = False
+    served_nothing: bool = False
     batches: list[str] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     unknown_fields: Counter[str] = field(default_factory=Counter)
@@ -62,6 +70,7 @@ class IngestionResult:
             "unchanged": self.unchanged,
             "quarantined": self.quarantined,
             "not_modified": self.not_modified,
+            "served_nothing": self.served_nothing,
             "batches": len(self.batches),
             "duration_s": round(self.duration_s, 3),
         }
@@ -156,22 +165,31 @@ def read(
     Raises as `ingest` does.
     """
     state_key = hashlib.blake2b(source.url.encode(), digest_size=16).hexdigest()
-    state = raw_store.load_state(state_key)
+    state = _load_state(state_key, raw_store)
     with source.fetch(_usable_etag(state, raw_store)) as answer:
         result.not_modified = answer.not_modified
         result.fetched = answer.count
+        result.served_nothing = not answer.not_modified and not answer.count and raw_store.has_posts()
         seen = _SeenIds()
+        sample: list[HashedPost] = []
         batch = ParsedBatch()
         for record in answer.records():
             _add(batch, record, result)
             if batch.size >= batch_size:
-                yield _checked(batch, seen, raw_store)
+                yield (checked := _checked(batch, seen, raw_store))
+                sample = _sample(sample, checked)
                 batch = ParsedBatch()
         if batch.size:
-            yield _checked(batch, seen, raw_store)
+            yield (checked := _checked(batch, seen, raw_store))
+            sample = _sample(sample, checked)
         _finish(result)
         if not answer.not_modified:
-            values = {"etag": answer.etag, "ingestedAt": result.started_at, "version": _STATE_VERSION}
+            values = {
+                "etag": answer.etag,
+                "ingestedAt": result.started_at,
+                "version": _STATE_VERSION,
+                "sample": [hashed.post.external_id for hashed in sample],
+            }
             if not raw_store.save_state(state_key, {"url": source.shown_url, **values}, before=state):
                 # Another ingestion ended meanwhile: which answer is the newer one, nobody knows.
                 raw_store.drop_state(state_key)
@@ -219,15 +237,35 @@ def take_over(batch_id: str, created_at: datetime, raw_store: RawStore, ledger: 
     return moved
 
 
+def _load_state(state_key: str, raw_store: RawStore) -> dict[str, Any]:
+    """Return what is kept about a source; once another one is ingested, no ETag says any more what is stored."""
+    current = raw_store.load_state(_CURRENT_SOURCE)
+    if current.get("key") != state_key:
+        raw_store.forget_etags()
+        raw_store.save_state(_CURRENT_SOURCE, {"key": state_key, "ingestedAt": utc_now()}, before=current)
+    return raw_store.load_state(state_key)
+
+
 def _usable_etag(state: dict[str, Any], raw_store: RawStore) -> str | None:
-    if state.get("version") != _STATE_VERSION or utc_now() - state["ingestedAt"] > _ETAG_MAX_AGE:
+    if state.get("version") != _STATE_VERSION or abs(utc_now() - state["ingestedAt"]) > _ETAG_MAX_AGE:
         return None
-    # Somebody may have emptied the store since.
-    return state.get("etag") if raw_store.has_posts() else None
+    # Somebody may have emptied the store since, or a part of it. The ETag of an empty list, which has
+    # no sample, would hide that the source goes on serving nothing.
+    sample = state.get("sample", [])
+    stored = raw_store.versions(sample)
+    return state.get("etag") if sample and all(external_id in stored for external_id in sample) else None
+
+
+def _sample(sample: list[HashedPost], batch: ParsedBatch) -> list[HashedPost]:
+    """Return a few posts of all batches so far: those of the lowest hashes, which are spread evenly over them."""
+    return heapq.nsmallest(_SAMPLE, [*sample, *batch.posts.values()], key=lambda hashed: hashed.content_hash)
 
 
 def _add(batch: ParsedBatch, record: Any, result: IngestionResult) -> None:
-    result.unknown_fields.update(unknown_fields(record))
+    for name in unknown_fields(record):
+        shown = name[:_UNKNOWN_FIELDS_MAX]
+        if shown in result.unknown_fields or len(result.unknown_fields) < _UNKNOWN_FIELDS_MAX:
+            result.unknown_fields[shown] += 1
     post = parse(record)
     if isinstance(post, RejectedRecord):
         batch.rejected.append(post)
@@ -262,6 +300,8 @@ def _finish(result: IngestionResult) -> None:
         "ingestion finished",
         extra=result.summary() | {"reasons": dict(result.reasons), "unknown_fields": dict(result.unknown_fields)},
     )
+    if result.served_nothing:
+        logger.warning("the source served nothing, though posts are stored; they stay")
     if result.accounted != result.fetched:
         raise PipelineError(f"{result.fetched} records were fetched, but {result.accounted} are accounted for")
     if result.fetched and result.quarantined == result.fetched:

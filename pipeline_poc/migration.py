@@ -17,13 +17,15 @@ from typing import Any
 from pipeline_poc import failpoints
 from pipeline_poc.clock import utc_now
 from pipeline_poc.counters import observation
-from pipeline_poc.errors import PipelineError
+from pipeline_poc.errors import PipelineError, TerminalError
 from pipeline_poc.ledger import Batch, Ledger
 from pipeline_poc.posts import StoredPost
 from pipeline_poc.raw_store import RawStore
 from pipeline_poc.relational_store import RelationalStore
 
 logger = logging.getLogger(__name__)
+
+_IDS_SHOWN = 5
 
 
 @dataclass(slots=True)
@@ -99,6 +101,7 @@ def migrate(
 
     Raises:
         ServiceUnavailable: A store is away; the batch stays open.
+        PipelineError: Posts of a batch are neither migrated nor quarantined; it stays open.
     """
     result = MigrationResult()
     batches = pending(batch_ids, raw_store, ledger, result, worker=worker, heartbeat_interval_s=heartbeat_interval_s)
@@ -148,6 +151,7 @@ def pending(
         with _heartbeat(ledger, batch_id, worker, heartbeat_interval_s):
             failpoints.reach("migration.started")
             unit = PendingBatch(batch, raw_store.posts_to_migrate(batch_id), started_at)
+            failpoints.reach("migration.read")
             yield unit
             if not unit.written:
                 raise PipelineError(f"batch {batch_id} was not written: its posts stay in the backlog")
@@ -168,6 +172,7 @@ def _complete(unit: PendingBatch, raw_store: RawStore, ledger: Ledger) -> Migrat
     raw_store.quarantine_posts(batch.id, unit.refused, now)
     marked = raw_store.mark_migrated(batch.id, now)
     failpoints.reach("migration.flagged")
+    _account_for(unit, marked, raw_store)
     ended_at = utc_now()
     result = MigrationResult(
         started_at=unit.started_at,
@@ -191,6 +196,28 @@ def _complete(unit: PendingBatch, raw_store: RawStore, ledger: Ledger) -> Migrat
     failpoints.reach("migration.closed")
     logger.info("batch migrated", extra={"batch": batch.id} | result.summary())
     return result
+
+
+def _account_for(unit: PendingBatch, marked: int, raw_store: RawStore) -> None:
+    """Refuse to close a batch that has posts of which nobody knows what became.
+
+    Raises:
+        TerminalError: More posts were marked than were written.
+        PipelineError: Posts stayed behind.
+    """
+    batch, refused = unit.batch, len(unit.refused)
+    written = len(unit.posts) - refused
+    if marked > written:
+        raise TerminalError(
+            f"batch {batch.id}: {written} posts were written, but {marked} marked migrated: something else "
+            "has changed them meanwhile; `pipeline-poc repair` finds those without a row"
+        )
+    # Posts that moved to a newer batch, or that another execution took care of, are missing rightly.
+    if marked + refused != batch.size and (left := raw_store.left_behind(batch.id, limit=_IDS_SHOWN)):
+        raise PipelineError(
+            f"batch {batch.id}: of {len(unit.posts)} posts read {marked} were marked migrated and {refused} refused, "
+            f"but posts such as {', '.join(map(str, left))} are neither; the batch stays open"
+        )
 
 
 @contextmanager

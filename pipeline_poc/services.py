@@ -349,6 +349,7 @@ class Services:
             batch_size=settings.batch_size,
             heartbeat_timeout_s=settings.heartbeat_timeout_s,
             filling_timeout_s=settings.filling_timeout_s,
+            retry_cap_s=settings.retry_cap_s,
         )
 
     def _relational_store_is_up(self) -> bool:

@@ -121,10 +121,9 @@ class Pipeline:
             stuck = self._migrate(bar)
             task = bar.add_task("reconciling", total=None)
             result = self.services.reconcile(lambda compared: bar.update(task, completed=compared))
-        oldest = self.services.ledger.oldest_waiting()
-        lag_s = (result.started_at - oldest).total_seconds() if oldest else 0.0
+        lag_s = self.services.ledger.backlog().lag_s(result.started_at)
         dead = len(self.services.ledger.batches("dead"))
-        return Outcome(ingestion, error, result, max(lag_s, 0.0), dead, stuck)
+        return Outcome(ingestion, error, result, lag_s, dead, stuck)
 
     def _ingest(self, instance: DagsterInstance, bar: Progress) -> tuple[dict[str, Any], Exception | None]:
         outcome: dict[str, Any] = {}

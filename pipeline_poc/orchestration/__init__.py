@@ -1,1 +1,1 @@
-"""Dagster's view of the pipeline: assets, IO managers, resources, schedule, sensor, reports."""
+"""Dagster's view of the pipeline: assets, checks, IO managers, resources, schedules, sensor, reports."""

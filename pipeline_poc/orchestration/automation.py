@@ -1,6 +1,7 @@
-"""Jobs, the ingestion's schedule, and the sensor that enqueues the backlog."""
+"""Jobs, the schedules of ingestion and checks, and the sensor that enqueues the backlog."""
 
 from dagster import (
+    AssetSelection,
     DagsterRunStatus,
     DefaultScheduleStatus,
     DefaultSensorStatus,
@@ -35,6 +36,11 @@ migrate_posts = define_asset_job(
     selection=[migrated_posts],
     description="Migrate the whole backlog in one run, past the queue and its workers.",
 )
+check_posts = define_asset_job(
+    "check_posts",
+    selection=AssetSelection.all_asset_checks(),
+    description="Check that the pipeline moves; materializes nothing.",
+)
 
 
 @schedule(
@@ -46,10 +52,25 @@ migrate_posts = define_asset_job(
 )
 def ingest_every_ten_minutes(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
     """Ingest every ten minutes, but never beside an ingestion that is still under way."""
-    runs = context.instance.get_runs(RunsFilter(job_name=ingest_posts.name, statuses=_UNDER_WAY), limit=1)
-    if runs:
-        return SkipReason(f"run {runs[0].run_id} is still under way")
-    return RunRequest()
+    return _unless_under_way(context, ingest_posts.name)
+
+
+@schedule(
+    job=check_posts,
+    # Between two ingestions, which check what they have written themselves.
+    cron_schedule="5,15,25,35,45,55 * * * *",
+    execution_timezone="UTC",
+    description="Evaluate all asset checks every ten minutes, though nothing is materialized.",
+    default_status=DefaultScheduleStatus.RUNNING,
+)
+def check_every_ten_minutes(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
+    """Evaluate all checks every ten minutes: what workers do, and what nobody does, shows in no run."""
+    return _unless_under_way(context, check_posts.name)
+
+
+def _unless_under_way(context: ScheduleEvaluationContext, job: str) -> RunRequest | SkipReason:
+    runs = context.instance.get_runs(RunsFilter(job_name=job, statuses=_UNDER_WAY), limit=1)
+    return SkipReason(f"run {runs[0].run_id} is still under way") if runs else RunRequest()
 
 
 @sensor(

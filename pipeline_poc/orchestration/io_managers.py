@@ -34,13 +34,13 @@ class RawStoreIOManager(ConfigurableIOManager):
                 on_progress=lambda: context.log.info("stored %s of %s records", result.accounted, result.fetched),
             )
             counts = services.raw_store.counts()
-            oldest = services.ledger.oldest_waiting()
+            lag_s = services.ledger.backlog().lag_s(utc_now())
         context.add_output_metadata(
             ingestion_metadata(result)
             | {
                 "dagster/row_count": counts.stored,
                 "backlog": counts.backlog,
-                "lag_s": (utc_now() - oldest).total_seconds() if oldest else 0.0,
+                "lag_s": lag_s,
                 "preview": preview(
                     services.raw_store.sample(_PREVIEW_ROWS), ["externalId", "userId", "title", "body", "migrated"]
                 ),

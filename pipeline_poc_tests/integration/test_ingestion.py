@@ -1,5 +1,6 @@
 """Ingestion: everything that the source serves is stored once, or put aside with a reason."""
 
+import asyncio
 import io
 import json
 import threading
@@ -13,13 +14,15 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from pymongo import WriteConcern
 from pymongo.database import Database
 
 from pipeline_poc import enqueueing, ingestion
 from pipeline_poc.chaos.servers import Mongo
 from pipeline_poc.clock import utc_now
 from pipeline_poc.enqueueing import TickPolicy
-from pipeline_poc.errors import ServiceUnavailable, SourceAnswerError, TerminalError
+from pipeline_poc.errors import PipelineError, ServiceUnavailable, SourceAnswerError, TerminalError
+from pipeline_poc.health import inspect
 from pipeline_poc.ingestion import IngestionResult, take_over
 from pipeline_poc.ledger import Ledger
 from pipeline_poc.posts import SOURCE_FIELDS
@@ -130,7 +133,7 @@ def test_nasty_records(services: Services, stand_in: StandIn, database: Document
     result = services.ingest()
     assert_conserved(services, result)
     assert (result.new, result.quarantined) == (100 + len(UNUSUAL_POSTS), len(NASTY_RECORDS))
-    assert result.unknown_fields == {"tags": 1, "meta": 1}
+    assert result.unknown_fields["tags"] == result.unknown_fields["meta"] == 1
     found = {
         json.dumps(json.loads(kept["payload"])): (kept["code"], kept["count"])
         for kept in database["quarantined_records"].find()
@@ -142,6 +145,24 @@ def test_nasty_records(services: Services, stand_in: StandIn, database: Document
         assert document is not None, name
         stored = {key: document["externalId" if key == "id" else key] for key in SOURCE_FIELDS}
         assert stored == {key: post[key] for key in SOURCE_FIELDS}, name
+
+
+def test_a_huge_record_stops_only_itself(services: Services, database: Documents) -> None:
+    """A record that is too large for a document is quarantined in part, beside the posts that are stored."""
+    result = ingest(services, [record(1), record(2, body="é" * 3_000_000), record(3)])
+    assert (result.new, result.quarantined) == (2, 1)
+    [kept] = database["quarantined_records"].find()
+    assert (kept["code"], kept["externalId"]) == ("too_long", 2)
+    assert " cut: 18000" in kept["payload"]
+
+
+def test_unknown_fields_are_named_in_bounds(services: Services) -> None:
+    """However many fields a source makes up, and however long their names, what is logged of them is bounded."""
+    records = [record(i) | {f"{i}-{j}{'x' * 1000}": 1 for j in range(50)} for i in range(1, 21)]
+    result = ingest(services, records)
+    assert result.new == 20
+    assert len(result.unknown_fields) == 100
+    assert max(map(len, result.unknown_fields)) == 100
 
 
 def test_quarantined_records_are_counted_not_repeated(services: Services, database: Documents) -> None:
@@ -171,12 +192,23 @@ def test_all_bad_keeps_no_etag(services: Services, stand_in: StandIn, database: 
     assert database["ingestion_state"].count_documents({"etag": {"$exists": True}}) == 0
 
 
-def test_an_empty_list_is_fine(services: Services) -> None:
-    """A source without posts is no error; what is stored stays."""
-    ingest(services, [record(1)])
-    result = ingest(services, [])
-    assert (result.fetched, result.batches) == (0, [])
-    assert services.raw_store.counts().stored == 1
+def test_an_empty_list(services: Services, stand_in: StandIn) -> None:
+    """A source that serves nothing is a warning while posts are stored, each time; what is stored stays."""
+    stand_in.behaviour = {"n": "0"}
+    result = services.ingest()
+    assert (result.fetched, result.served_nothing) == (0, False)
+    stand_in.behaviour = {}
+    services.ingest()
+    stand_in.behaviour = {"n": "0"}
+    for _ in range(2):
+        result = services.ingest()
+        assert (result.fetched, result.batches, result.served_nothing) == (0, [], True)
+        assert services.raw_store.counts().stored == 100
+        check = asyncio.run(inspect(services)).find("source:lastSuccess")
+        assert (check.status, check.output) == ("warn", "the source served nothing, though posts of it are stored")
+    stand_in.behaviour = {}
+    assert not services.ingest().served_nothing
+    assert asyncio.run(inspect(services)).find("source:lastSuccess").status == "pass"
 
 
 @hypothesis_settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -200,6 +232,53 @@ def test_the_etag_is_not_used_once_the_store_was_emptied(services: Services, dat
     database["posts"].delete_many({})
     result = services.ingest()
     assert (result.not_modified, result.new) == (False, 100)
+
+
+def test_the_etag_is_not_used_once_posts_are_missing(services: Services, database: Documents) -> None:
+    """After somebody dropped a part of the posts, everything is fetched again, too."""
+    services.ingest()
+    assert services.ingest().not_modified
+    database["posts"].delete_many({"externalId": {"$gt": 70}})
+    result = services.ingest()
+    assert (result.not_modified, result.new, result.unchanged) == (False, 30, 70)
+    assert services.ingest().not_modified
+
+
+def test_the_etag_is_not_used_once_another_source_was_ingested(services: Services, database: Documents) -> None:
+    """What another source has changed comes back from the first one, though that says nothing changed."""
+    services.ingest()
+    assert services.ingest().not_modified
+    assert ingest(services, [record(7, "from elsewhere")]).changed == 1
+    result = services.ingest()
+    assert (result.not_modified, result.changed, result.unchanged) == (False, 1, 99)
+    assert contents(database)[7] != "from elsewhere"
+    assert services.ingest().not_modified
+
+
+def test_posts_that_are_never_stored_fail_the_ingestion(services: Services, database: Documents) -> None:
+    """An ingestion that finds new posts and stores none of them fails, and says so, however often it is repeated."""
+    ingest(services, [record(1, "same")])
+    database["posts"].create_index("title", unique=True)
+    for failures in (1, 2):
+        with pytest.raises(PipelineError, match=r"1 posts, such as 2, .* keeps them out of MongoDB"):
+            ingest(services, [record(1, "same"), record(2, "same")])
+        assert services.raw_store.last_ingestion()["errorsSince"] == failures
+    assert contents(database) == {1: "same"}
+    database["posts"].drop_index("title_1")
+    assert ingest(services, [record(1, "same"), record(2, "same")]).new == 1
+
+
+def test_unconfirmed_writes_fail_the_ingestion(services: Services, database: Documents) -> None:
+    """Posts whose write the servers have not confirmed are no success: they may be gone after an election."""
+    posts = services.raw_store._posts
+    # A server on its own can't have a write confirmed by nine.
+    services.raw_store._posts = posts.with_options(write_concern=WriteConcern(w=9))
+    with pytest.raises(ServiceUnavailable, match="MONGO_URL"):
+        services.ingest()
+    services.raw_store._posts = posts
+    database["posts"].delete_many({})  # What an election may do to them.
+    assert services.ingest().new == 100
+    assert services.migrate().migrated == 100
 
 
 def test_an_overtaken_ingestion_trusts_no_etag(services: Services, stand_in: StandIn) -> None:

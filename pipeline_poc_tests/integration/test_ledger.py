@@ -70,7 +70,7 @@ def test_executions(ledger: Ledger) -> None:
     ledger.seal(batch_id, 5)
     first = ledger.start(batch_id, "one", AT)
     assert first is not None
-    assert (first.attempts, first.started_at, first.silent_s(AT + timedelta(seconds=9))) == (1, AT, 9)
+    assert (first.attempts, first.started_at, first.heartbeat_at) == (1, AT, AT)
     second = ledger.start(batch_id, "two", AT + timedelta(seconds=1))
     assert second is not None
     assert second.attempts == 2
@@ -78,12 +78,14 @@ def test_executions(ledger: Ledger) -> None:
     ledger.heartbeat(batch_id, "two", AT + timedelta(seconds=5))
     batch = ledger.get(batch_id)
     assert batch is not None
-    assert batch.silent_s(AT + timedelta(seconds=9)) == 4
+    assert batch.heartbeat_at == AT + timedelta(seconds=5)
+    assert [found.id for found in ledger.begun()] == [batch_id]
     ledger.note_failure(batch_id, "gone")
     batch = ledger.get(batch_id)
     assert batch is not None
     assert (batch.error, batch.started_at, batch.heartbeat_at, batch.attempts) == ("gone", None, None, 2)
-    assert batch.silent_s(AT) == 0
+    assert not batch.is_alive(AT, 30)
+    assert ledger.begun() == []
     ledger.close(batch_id, AT, {})
     batch = ledger.get(batch_id)
     assert batch is not None
@@ -92,20 +94,32 @@ def test_executions(ledger: Ledger) -> None:
 
 def test_lists(ledger: Ledger) -> None:
     """Batches are listed oldest first, as many as asked for; the lag is that of the oldest one that waits."""
-    assert (ledger.oldest_waiting(), ledger.get("x"), ledger.backlog()) == (None, None, Backlog(0, 0, None, 0))
+    assert (ledger.get("x"), ledger.backlog()) == (None, Backlog(0, 0, None, None, 0))
+    assert ledger.backlog().lag_s(AT) == 0
     ids = [ledger.create(1, AT + timedelta(seconds=number)) for number in (3, 1, 2)]
     for batch_id in ids:
         ledger.seal(batch_id, 1)
     by_age = [ids[1], ids[2], ids[0]]
     assert [batch.id for batch in ledger.batches("open")] == by_age
     assert [batch.id for batch in ledger.batches("open", limit=2)] == by_age[:2]
-    assert ledger.oldest_waiting() == AT + timedelta(seconds=1)
-    assert ledger.backlog() == Backlog(3, 3, AT + timedelta(seconds=1), 0)
+    assert ledger.backlog() == Backlog(3, 3, AT + timedelta(seconds=1), ids[1], 0)
+    assert ledger.backlog().lag_s(AT + timedelta(seconds=9)) == 8
+    assert ledger.backlog().lag_s(AT - timedelta(hours=1)) == 0
     ledger.close(ids[1], AT, {})
     ledger.close(ids[2], AT + timedelta(days=1), {})
-    assert ledger.oldest_waiting() == AT + timedelta(seconds=3)
+    assert ledger.backlog().oldest_at == AT + timedelta(seconds=3)
     ledger.bury(ids[0], AT, "bad")
-    assert ledger.oldest_waiting() == AT + timedelta(seconds=3)
+    assert (ledger.backlog().oldest_at, ledger.backlog().oldest_id) == (AT + timedelta(seconds=3), ids[0])
+
+
+@pytest.mark.parametrize(("moved_s", "alive"), [(0, True), (29, True), (31, False), (-29, True), (-31, False)])
+def test_signs_of_life(ledger: Ledger, moved_s: float, alive: bool) -> None:
+    """A heartbeat holds a batch for the time-out, whichever way the clock was set since."""
+    batch_id = ledger.create(5, AT)
+    ledger.seal(batch_id, 5)
+    batch = ledger.start(batch_id, "one", AT)
+    assert batch is not None
+    assert batch.is_alive(AT + timedelta(seconds=moved_s), 30) is alive
 
 
 def test_the_retention_can_be_changed(services: Services, mongo_url: str, mongo_database: str) -> None:

@@ -16,7 +16,7 @@ from pymongo.database import Database
 
 from pipeline_poc import migration
 from pipeline_poc.clock import utc_now
-from pipeline_poc.errors import PipelineError, ServiceUnavailable
+from pipeline_poc.errors import PipelineError, ServiceUnavailable, TerminalError
 from pipeline_poc.ledger import Ledger
 from pipeline_poc.migration import MigrationResult
 from pipeline_poc.posts import StoredPost
@@ -340,6 +340,50 @@ def test_heartbeats_while_writing(services: Services, monkeypatch: pytest.Monkey
     )
     assert len(set(seen)) == 3
     assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("damaged", [{2}, {1, 2, 3}], ids=["one", "all"])
+@pytest.mark.parametrize("change", [{"$unset": {"migrated": ""}}, {"$set": {"migrated": "no"}}], ids=str)
+def test_a_batch_with_posts_left_behind_stays_open(
+    services: Services, database: Documents, damaged: set[int], change: dict[str, Any]
+) -> None:
+    """A batch is never closed over posts that were neither migrated nor quarantined: the run fails and names them."""
+    batch_id = fill(services, range(1, 4))
+    database["posts"].update_many({"externalId": {"$in": sorted(damaged)}}, change)
+    with pytest.raises(PipelineError, match=rf"{3 - len(damaged)} were marked .* such as {min(damaged)}.* stays open"):
+        services.migrate()
+    batch = services.ledger.get(batch_id)
+    assert batch is not None
+    assert batch.state == "open"
+    assert services.raw_store.counts().migrated == 3 - len(damaged)
+    database["posts"].update_many({"externalId": {"$in": sorted(damaged)}}, {"$set": {"migrated": False}})
+    assert services.migrate().migrated == len(damaged)
+    assert services.ledger.waiting_ids() == set()
+    assert_flags_have_rows(services)
+
+
+def test_posts_that_join_a_batch_are_noticed(
+    services: Services, database: Documents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Posts that somebody else puts into a batch while its rows are written are no silent success."""
+    batch_id = fill(services, range(1, 4))
+    fill(services, range(4, 5))
+    write = RelationalStore.write
+
+    def join_and_write(*arguments: Any) -> Any:
+        database["posts"].update_one({"externalId": 4}, {"$set": {"batchId": batch_id}})
+        return write(*arguments)
+
+    monkeypatch.setattr(RelationalStore, "write", join_and_write)
+    with pytest.raises(TerminalError, match=r"3 posts were written, but 4 marked .* repair"):
+        services.migrate([batch_id])
+    monkeypatch.undo()
+    services.migrate()
+    assert services.reconcile().faults["missing"] == [4]
+    services.repair()
+    services.adopt()
+    assert services.migrate().migrated == 1
+    assert_flags_have_rows(services)
 
 
 def test_a_consumer_that_does_not_write(services: Services) -> None:

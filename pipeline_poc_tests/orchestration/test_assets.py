@@ -6,11 +6,15 @@ from typing import Any, cast
 
 import pytest
 from dagster import DagsterInstance, ExecuteInProcessResult, TableMetadataValue
+from pymongo.database import Database
 
 from pipeline_poc.definitions import defs
 from pipeline_poc.relational_store import RelationalStore, RowState
 from pipeline_poc.services import Services
 from pipeline_poc.stand_in import StandIn
+from pipeline_poc_tests.integration.conftest import database
+
+__all__ = ["database"]
 
 
 def run(job: str, instance: DagsterInstance, *, raises: bool = True) -> ExecuteInProcessResult:
@@ -109,6 +113,22 @@ def test_an_outage_fails_the_run_and_heals(
     assert pipeline.reconcile().ok
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("heartbeat")]
     assert metadata(run("migrate_posts", instance), "migrated_posts")["migrated"] == 80
+
+
+def test_a_migration_that_moves_nothing_fails(
+    pipeline: Services, instance: DagsterInstance, database: Database[dict[str, Any]]
+) -> None:
+    """A run that finds a batch and neither writes nor quarantines its posts fails, and says which they are."""
+    run("ingest_posts", instance)
+    batch = pipeline.ledger.batches("open")[0]
+    database["posts"].update_many({"batchId": batch.id}, {"$set": {"migrated": None}})
+    result = run("migrate_posts", instance, raises=False)
+    assert not result.success
+    failure = result.failure_data_for_node("migrated_posts")
+    assert failure is not None
+    assert failure.error is not None
+    assert f"batch {batch.id}: of 0 posts read 0 were marked migrated" in failure.error.message
+    assert batch.id in pipeline.ledger.waiting_ids()
 
 
 def test_batches_stream(pipeline: Services, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:

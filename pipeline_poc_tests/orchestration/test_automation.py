@@ -8,6 +8,7 @@ from dagster import (
     DagsterInstance,
     DagsterRunStatus,
     RunRequest,
+    ScheduleDefinition,
     SkipReason,
     build_schedule_context,
     build_sensor_context,
@@ -16,7 +17,7 @@ from dagster import (
 from pipeline_poc.chaos.servers import Redis
 from pipeline_poc.definitions import defs
 from pipeline_poc.errors import ServiceUnavailable
-from pipeline_poc.orchestration.automation import enqueue_backlog, ingest_every_ten_minutes
+from pipeline_poc.orchestration.automation import check_every_ten_minutes, enqueue_backlog, ingest_every_ten_minutes
 from pipeline_poc.orchestration.resources import PipelineResource
 from pipeline_poc.services import Services
 
@@ -28,18 +29,19 @@ def home(tmp_path: Path) -> Iterator[DagsterInstance]:
         yield instance
 
 
-def test_the_schedule(home: DagsterInstance) -> None:
-    """The schedule requests a run, unless one of the same job is under way; then it says which."""
-    ingest, migrate = defs.resolve_job_def("ingest_posts"), defs.resolve_job_def("migrate_posts")
-    home.create_run_for_job(migrate, status=DagsterRunStatus.STARTED)
+@pytest.mark.parametrize("scheduled", [ingest_every_ten_minutes, check_every_ten_minutes], ids=lambda each: each.name)
+def test_the_schedules(home: DagsterInstance, scheduled: ScheduleDefinition) -> None:
+    """A schedule requests a run, unless one of the same job is under way; then it says which."""
+    job, other = defs.resolve_job_def(scheduled.job_name), defs.resolve_job_def("migrate_posts")
+    home.create_run_for_job(other, status=DagsterRunStatus.STARTED)
     for status in (DagsterRunStatus.SUCCESS, DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED):
-        home.create_run_for_job(ingest, status=status)
+        home.create_run_for_job(job, status=status)
         with build_schedule_context(instance=home) as context:
-            assert isinstance(ingest_every_ten_minutes(context), RunRequest)
+            assert isinstance(scheduled(context), RunRequest)
     for name in ("NOT_STARTED", "STARTING", "STARTED", "CANCELING"):
-        run = home.create_run_for_job(ingest, status=DagsterRunStatus(name))
+        run = home.create_run_for_job(job, status=DagsterRunStatus(name))
         with build_schedule_context(instance=home) as context:
-            outcome = ingest_every_ten_minutes(context)
+            outcome = scheduled(context)
         assert isinstance(outcome, SkipReason)
         assert run.run_id in (outcome.skip_message or "")
         home.delete_run(run.run_id)

@@ -15,17 +15,29 @@ def test_names() -> None:
     """Assets, jobs, schedules and sensors have the names that the documentation and old bookmarks use."""
     repository = defs.get_repository_def()
     assert set(repository.assets_defs_by_key) == {AssetKey("raw_posts"), AssetKey("migrated_posts")}
-    assert {job.name for job in repository.get_all_jobs()} == {"ingest_posts", "migrate_posts", "__ASSET_JOB"}
-    assert [schedule.name for schedule in repository.schedule_defs] == ["ingest_every_ten_minutes"]
+    assert {job.name for job in repository.get_all_jobs()} == {
+        "ingest_posts",
+        "migrate_posts",
+        "check_posts",
+        "__ASSET_JOB",
+    }
+    assert {schedule.name for schedule in repository.schedule_defs} == {
+        "ingest_every_ten_minutes",
+        "check_every_ten_minutes",
+    }
     assert [sensor.name for sensor in repository.sensor_defs] == ["enqueue_backlog"]
 
 
 def test_what_runs_by_itself() -> None:
-    """The schedule ingests every ten minutes, the sensor ticks with each round of the daemon, unasked."""
-    schedule = defs.resolve_schedule_def("ingest_every_ten_minutes")
-    assert (schedule.cron_schedule, schedule.execution_timezone) == ("*/10 * * * *", "UTC")
-    assert schedule.job_name == "ingest_posts"
-    assert schedule.default_status == DefaultScheduleStatus.RUNNING
+    """Schedules ingest and check every ten minutes, the sensor ticks with each round of the daemon, unasked."""
+    for name, job, cron in (
+        ("ingest_every_ten_minutes", "ingest_posts", "*/10 * * * *"),
+        ("check_every_ten_minutes", "check_posts", "5,15,25,35,45,55 * * * *"),
+    ):
+        schedule = defs.resolve_schedule_def(name)
+        assert (schedule.cron_schedule, schedule.execution_timezone) == (cron, "UTC")
+        assert schedule.job_name == job
+        assert schedule.default_status == DefaultScheduleStatus.RUNNING
     sensor = defs.resolve_sensor_def("enqueue_backlog")
     assert sensor.minimum_interval_seconds == 3
     assert sensor.default_status == DefaultSensorStatus.RUNNING
@@ -46,11 +58,29 @@ def test_assets() -> None:
     assert graph.get(AssetKey("migrated_posts")).parent_keys == {AssetKey("raw_posts")}
 
 
+def test_checks() -> None:
+    """Checks watch over the assets, and run with each materialization as well as on their own."""
+    graph = defs.resolve_asset_graph()
+    watched = {
+        "raw_posts": {"last_ingestion"},
+        "migrated_posts": {"lag", "dead_letters", "nothing_is_stuck"},
+    }
+    everything = {f"{asset}_{check}" for asset, checks in watched.items() for check in checks}
+    assert {f"{key.asset_key.to_user_string()}_{key.name}" for key in graph.asset_check_keys} == everything
+    assert all(graph.get(key).description for key in graph.asset_check_keys)
+    jobs = {"ingest_posts": "raw_posts", "migrate_posts": "migrated_posts"}
+    for job, asset in jobs.items():
+        assert set(defs.resolve_job_def(job).graph.node_dict) == {asset} | {
+            f"{asset}_{name}" for name in watched[asset]
+        }
+    assert set(defs.resolve_job_def("check_posts").graph.node_dict) == everything
+
+
 def test_everything_is_described() -> None:
-    """Jobs, schedule and sensor say what they do."""
+    """Jobs, schedules and sensor say what they do."""
     repository = defs.get_repository_def()
     descriptions = [job.description for job in repository.get_all_jobs() if not job.name.startswith("__")]
     descriptions += [schedule.description for schedule in repository.schedule_defs]
     descriptions += [sensor.description for sensor in repository.sensor_defs]
-    assert len(descriptions) == 4
+    assert len(descriptions) == 6
     assert all(descriptions)
