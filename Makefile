@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Needs Python 3.11, 3.12 or 3.13 with venv, and nothing else.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint fuzz-api format lock clean mariadb
+.PHONY: help install run test lint audit fuzz fuzz-api format lock clean mariadb
 
 # Under 3.14 the embedded MongoDB has no wheel yet.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -54,6 +54,18 @@ lint: install  ## Check style, types and the direction of imports
 	.venv/bin/ruff format --check --quiet
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+	.venv/bin/bandit --quiet --recursive --configfile pyproject.toml pipeline_poc
+
+audit: install  ## Look for known vulnerabilities of what is locked; ADVISORIES=folder looks into a copy, offline
+	@.venv/bin/python scripts/audit $(if $(ADVISORIES),--advisories $(ADVISORIES)) requirements.lock requirements-production.lock
+
+SECONDS ?= 60
+
+# Atheris has wheels for Linux only, and nothing else needs it.
+fuzz: install  ## Fuzz parser, settings, job payload and cursors by their coverage, SECONDS=60 each
+	@.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes --no-deps -r requirements-fuzz.lock
+	@for target in parser settings job cursor; do \
+		echo "$$target ..." && .venv/bin/python scripts/fuzz $$target --seconds $(SECONDS) || exit 1; done
 
 URL ?= http://localhost:3000
 CASES ?= 400
@@ -72,7 +84,8 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 lock: install  ## Move the locks to the newest versions that pyproject.toml allows
 	$(COMPILE) --upgrade --extra embedded --group dev pyproject.toml -o requirements.lock
 	$(COMPILE) --upgrade --constraint requirements.lock pyproject.toml -o requirements-production.lock
+	$(COMPILE) --upgrade --group fuzz -o requirements-fuzz.lock
 
 clean:  ## Remove what was installed, built and cached; data in .pipeline_poc stay
-	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis .fuzz
 	find pipeline_poc pipeline_poc_tests -name __pycache__ -prune -exec rm -rf {} +

@@ -83,12 +83,30 @@ _USERINFO = re.compile(r"(?<=://)([^/\s:]*):(\S*)@")
 _TOKEN = re.compile(r"(https?://)[^/@:\s]+@(?![^/\s]*@)")
 """A token in place of a user, as some APIs take it."""
 _SECRET_PARAMETERS = re.compile(
-    r"(?i)([?&](?:[^=&\s]*(?:password|passwd|token|key|secret|signature)|sig|auth|pwd|code)=)[^&\s]+"
+    r"(?i)([?&](?:[^=&\s]*(?:password|passwd|token|key|secret|signature)|sig|auth|pwd|code|authmechanismproperties)=)"
+    r"[^&\s]+"
 )
 
 
+_MASKED_MAX = 20_000
+"""Characters of a text that are looked at; nobody reads more, and others may choose how long an error is."""
+_LONG_WORD = re.compile(r"\S{1500,}")
+"""Longer than any URL of ours; the time that looking for secrets takes grows with the square of it, or worse."""
+
+
+def _mask_long(word: re.Match[str]) -> str:
+    return "***" if any(mark in word[0] for mark in ("://", "?", "&")) else word[0]
+
+
 def mask_secrets(text: str) -> str:
-    """Return the text with the passwords of all URLs in it, and secret query values, as ``***``."""
+    """Return the text with the passwords of all URLs in it, and secret query values, as ``***``.
+
+    What is longer than any message is cut, and what is longer than any URL is masked as a whole.
+    """
+    if len(text) > _MASKED_MAX:
+        # Within a word there may be half of a URL.
+        text = f"{text[:_MASKED_MAX].rsplit(maxsplit=1)[0]} …"
+    text = _LONG_WORD.sub(_mask_long, text)
     # Without a password the user may be the secret.
     without_passwords = _USERINFO.sub(lambda match: f"{match[1]}:***@" if match[2] else "***@", text)
     without_tokens = _TOKEN.sub(r"\1***@", without_passwords)
@@ -98,6 +116,7 @@ def mask_secrets(text: str) -> str:
 def invalid_url(setting: str, url: str, error: Exception) -> SettingsError:
     """Return the error for a URL that a driver can't read; shows no part of a password."""
     shown = mask_secrets(url)
-    # A driver quotes what it misreads, which may be a part of the password.
-    reason = error if shown == url else "special characters in its user and password must be percent-encoded"
+    # A driver quotes what it misreads, which may be a part of the password; files it reads whole.
+    is_plain = shown == url or isinstance(error, OSError)
+    reason = error if is_plain else "special characters in its user and password must be percent-encoded"
     return SettingsError(f"{setting} {shown} is not valid: {reason}")

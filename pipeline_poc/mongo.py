@@ -49,7 +49,7 @@ class Mongo:
             self.database: Database[Document] = self._client.get_database(
                 database, write_concern=WriteConcern(w="majority", j=True)
             )
-        except (errors.PyMongoError, ValueError) as error:
+        except (errors.PyMongoError, ValueError, OSError) as error:
             raise invalid_url(_SETTING, url, error) from None
 
     @property

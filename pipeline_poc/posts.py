@@ -13,6 +13,10 @@ INT_MAX = 2_147_483_647
 """Largest value of the relational INT columns that hold ids."""
 TEXT_MAX_BYTES = 65_535
 """Largest value of the relational TEXT columns, in bytes of UTF-8."""
+PAYLOAD_MAX = 4_000_000
+"""Largest payload that is kept whole, in characters: MongoDB takes no document above 16 MB."""
+_PAYLOAD_CUT = 1_000_000
+"""Characters that are kept of a larger one."""
 
 
 def _fits_text_column(value: str) -> str:
@@ -76,7 +80,8 @@ class RejectedRecord:
     Attributes:
         code: Reason code; one of the keys of `REASONS`.
         message: The problem in a sentence; names fields, never whole values.
-        payload: The record as ASCII JSON text, exactly as it was parsed.
+        payload: The record as ASCII JSON text, exactly as it was parsed; above `PAYLOAD_MAX` a
+            JSON text that has the beginning, the size and a digest of it.
         external_id: Its id, where it has a usable one.
     """
 
@@ -143,9 +148,13 @@ def reject(record: Any, code: str, message: str) -> RejectedRecord:
 def _json(record: Any) -> str:
     try:
         # What a foreign document holds may be of any type.
-        return json.dumps(record, ensure_ascii=True, default=str)
+        payload = json.dumps(record, ensure_ascii=True, default=str)
     except RecursionError:
         return '"nested too deeply to be kept"'
+    if len(payload) <= PAYLOAD_MAX:
+        return payload
+    digest = hashlib.blake2b(payload.encode("ascii"), digest_size=16).hexdigest()
+    return json.dumps(f"{payload[:_PAYLOAD_CUT]}… cut: {len(payload)} characters with the digest {digest}")
 
 
 def _code(problem: ErrorDetails) -> str:

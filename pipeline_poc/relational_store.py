@@ -20,7 +20,7 @@ from sqlalchemy.dialects import mysql, sqlite
 from sqlalchemy.engine import make_url
 
 from pipeline_poc import failpoints
-from pipeline_poc.errors import DataError, SchemaError, ServiceUnavailable, invalid_url, mask_secrets
+from pipeline_poc.errors import DataError, SchemaError, ServiceUnavailable, SettingsError, invalid_url, mask_secrets
 from pipeline_poc.posts import StoredPost, content_hash
 
 logger = logging.getLogger(__name__)
@@ -115,6 +115,7 @@ class RelationalStore:
             parsed = make_url(url)
         except (sa.exc.ArgumentError, ValueError) as error:
             raise invalid_url(_SETTING, url, error) from None
+        _check_tls(parsed, url)
         if parsed.drivername in ("mysql", "mariadb"):
             parsed = parsed.set(drivername=f"{parsed.drivername}+pymysql")
         self._engine = (
@@ -269,6 +270,9 @@ class RelationalStore:
             raise self._unavailable(reason) from error
         except sa.exc.TimeoutError as error:
             raise self._unavailable("no connection became free in time") from error
+        except OSError as error:
+            # The driver lets through what it meets on files that the URL names, such as certificates.
+            raise self._unavailable(f"a file that it needs can't be used: {error}") from error
 
     def _unavailable(self, reason: object) -> ServiceUnavailable:
         return ServiceUnavailable(_NAME, _SETTING, self._url, reason)
@@ -296,6 +300,16 @@ def _code_and_reason(error: sa.exc.DBAPIError) -> tuple[str | int, str]:
 
 def _is_sqlite(url: sa.URL) -> bool:
     return url.get_backend_name() == "sqlite"
+
+
+def _check_tls(parsed: sa.URL, url: str) -> None:
+    # From a URL, PyMySQL forgets ssl_ca where one of these is set, too, and never checks the name.
+    surplus = sorted({"ssl_verify_cert", "ssl_verify_identity"} & set(parsed.query))
+    if surplus:
+        raise SettingsError(
+            f"{_SETTING} {mask_secrets(url)} is not valid: give ssl_ca in place of {' and '.join(surplus)}; "
+            "with it, certificate and name of the server are always checked"
+        )
 
 
 def _mysql_engine(url: sa.URL, timeout_s: float, answer_timeout_s: float) -> sa.Engine:

@@ -354,9 +354,10 @@ class _TextReader:
         while True:
             start = self._at
             try:
-                value, end = self._decode(self._text, start)
-            except json.JSONDecodeError as error:
-                error.pos -= self._at
+                value, end = self._decode_or_keep(start)
+            except (json.JSONDecodeError, RecursionError) as error:
+                if isinstance(error, json.JSONDecodeError):
+                    error.pos -= self._at
                 if len(self._text) - self._at > _RECORD_MAX_CHARACTERS or not self._more():
                     raise
                 continue
@@ -365,6 +366,20 @@ class _TextReader:
                 continue
             self._at += end - start  # What was read before may be gone.
             return value
+
+    def _decode_or_keep(self, start: int) -> tuple[Any, int]:
+        """Return the value that begins there, and its end; its own text where it is nested too deeply.
+
+        How deep is too deep depends on the caller, too: a record must not be one the first time,
+        and the end of the whole answer the second time.
+        """
+        try:
+            return self._decode(self._text, start)
+        except RecursionError:
+            end = _end_of_brackets(self._text, start)
+            if end is None:
+                raise
+            return self._text[start:end], end
 
     def _more(self) -> bool:
         if self._ended:
@@ -380,6 +395,24 @@ class _TextReader:
         self._text = self._text[self._at :] + text
         self._at = 0
         return not self._ended
+
+
+_BRACKETS = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{}]', re.DOTALL)
+"""Whole strings, quotes of strings that don't end, and brackets outside of strings."""
+
+
+def _end_of_brackets(text: str, start: int) -> int | None:
+    depth = 0
+    for found in _BRACKETS.finditer(text, start):
+        if found[0] in ("[", "{"):
+            depth += 1
+        elif found[0] in ("]", "}"):
+            depth -= 1
+            if not depth:
+                return found.end()
+        elif found[0] == '"':
+            return None
+    return None
 
 
 def _integer(text: str) -> float:

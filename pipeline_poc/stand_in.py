@@ -94,7 +94,7 @@ class StandIn:
 
     Attributes:
         posts: Records by id that are served in place of, or behind, the usual posts; to be
-            changed at any time.
+            changed at any time. A function in place of a record is asked each time.
         behaviour: Parameters, as in a query, that count for every request that doesn't give
             them itself; to be changed at any time.
         hits: Number of requests so far; counts failed ones as well.
@@ -158,7 +158,7 @@ class StandIn:
         overriding = dict(self.posts)
         records = list(_post_texts(query.n, query.revision, query.changed))
         for post_id in sorted(overriding):
-            text = json.dumps(overriding[post_id])
+            text = json.dumps(_record(overriding[post_id]))
             if 1 <= post_id <= query.n:
                 records[post_id - 1] = text
             else:
@@ -229,7 +229,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send_post(self, query: Query, post_id: int) -> None:
         if post_id in (overriding := self.server.stand_in.posts):
-            return self._send_json(HTTPStatus.OK, overriding[post_id])
+            return self._send_json(HTTPStatus.OK, _record(overriding[post_id]))
         if 1 <= post_id <= query.n:
             return self._send_json(HTTPStatus.OK, make_post(post_id, query.revision + (post_id in query.changed)))
         return self._send_json(HTTPStatus.NOT_FOUND, {})
@@ -272,6 +272,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, template: str, *values: Any) -> None:
         logger.debug(template, *values)
+
+
+def _record(kept: Any) -> Any:
+    return kept() if callable(kept) else kept
 
 
 def make_post(post_id: int, revision: int = 1) -> dict[str, Any]:

@@ -5,7 +5,7 @@ the servers of the run: whoever uses one next gets it up again.
 """
 
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from pipeline_poc.settings import Settings
 from pipeline_poc.stand_in import StandIn
 
 NOT_TESTED = "NOT TESTED"
+Figures = Callable[[str], None]
+"""Takes a line with figures, shown at the end of the run."""
 _notes = pytest.StashKey[dict[str, list[str]]]()
 
 
@@ -80,6 +82,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section(section, red=warn, bold=warn)
         for text in texts:
             terminalreporter.line(text, red=warn)
+
+
+@pytest.fixture
+def measured(request: pytest.FixtureRequest) -> Figures:
+    """Takes a line with figures, shown at the end of the run."""
+    return lambda text: note(request.config, "measured", f"{request.node.name}: {text}")
 
 
 @pytest.fixture(autouse=True)

@@ -27,6 +27,18 @@ NASTY_CODES = {
     "text, not an object": "not_an_object",
     "null, not an object": "not_an_object",
     "list, not an object": "not_an_object",
+    "id of 4,000 digits": "out_of_range",
+    "id beyond every float": "wrong_type",
+    "id with an exponent": "wrong_type",
+    "id of minus zero": "out_of_range",
+    "id beyond 64 bits": "out_of_range",
+    "null in a second id": "null_field",
+    "lone surrogate in a key": "missing_field",
+    "names of our own": "missing_field",
+    "prototypes": "missing_field",
+    "operators": "wrong_type",
+    "title 100 deep": "wrong_type",
+    "empty object": "missing_field",
 }
 """The reason code of each of `NASTY_RECORDS`."""
 
