@@ -26,6 +26,7 @@ POINTS = {
     "tick.enqueued": "the jobs are enqueued, the tick's lock is held",
     "worker.dequeued": "a job is taken from the queue, the ledger does not know",
     "migration.started": "the ledger knows of the execution, nothing is read",
+    "migration.read": "the posts are read, no row is written",
     "migration.uncommitted": "rows are sent to the relational store, and not committed",
     "migration.committed": "rows of a batch are committed, its posts are not flagged",
     "migration.flagged": "the posts are flagged, their batch is not closed",
