@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Needs Python 3.11, 3.12 or 3.13 with venv, and nothing else.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint audit fuzz fuzz-api format lock clean mariadb
+.PHONY: help install run test lint chaos mutations audit fuzz fuzz-api format lock clean mariadb
 
 # Under 3.14 the embedded MongoDB has no wheel yet.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -66,6 +66,16 @@ fuzz: install  ## Fuzz parser, settings, job payload and cursors by their covera
 	@.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes --no-deps -r requirements-fuzz.lock
 	@for target in parser settings job cursor; do \
 		echo "$$target ..." && .venv/bin/python scripts/fuzz $$target --seconds $(SECONDS) || exit 1; done
+
+FAULTS ?= 1000
+POSTS ?= 50000
+KILLS ?= 200
+
+chaos: install mariadb  ## Break everything while posts flow, then check the promises; SEED=N repeats, about an hour
+	.venv/bin/pipeline-poc chaos --faults $(FAULTS) --posts $(POSTS) --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+
+mutations: install mariadb  ## Break each promise on purpose, and see that the fault suite finds it
+	MUTATIONS=all .venv/bin/pytest pipeline_poc_tests/chaos/test_mutations.py
 
 URL ?= http://localhost:3000
 CASES ?= 400

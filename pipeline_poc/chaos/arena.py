@@ -75,7 +75,7 @@ class Arena:
             "mongo_url": f"mongodb://127.0.0.1:{port['mongo']}/?journal=true&directConnection=true",
             "mongo_database": DATABASE,
             "redis_url": f"redis://127.0.0.1:{port['redis']}/0",
-            "sql_url": f"mysql+pymysql://pipeline:secret@127.0.0.1:{port['sql']}/{DATABASE}",
+            "sql_url": f"mysql+pymysql://pipeline:secret@127.0.0.1:{port['sql']}/{DATABASE}?ssl_disabled=true",
             "data_dir": str(self.folder / "data"),
         }
 
@@ -88,6 +88,7 @@ class Arena:
             "user": "pipeline",
             "password": "secret",
             "database": DATABASE,
+            "ssl_disabled": True,
         }
 
     def jump(self, seconds: float) -> None:
@@ -122,9 +123,9 @@ class Arena:
             self._crowd.pop().close()
         with self.redis_client() as client:
             client.config_set("maxmemory", "0")
-        self.mariadb.execute(f"DROP TRIGGER IF EXISTS {DATABASE}.fault")
-        self.mariadb.execute("SET GLOBAL read_only = 0")
-        self.mariadb.execute("SET GLOBAL max_connections = 151")
+        self.mariadb.execute(
+            f"DROP TRIGGER IF EXISTS {DATABASE}.fault", "SET GLOBAL read_only = 0", "SET GLOBAL max_connections = 151"
+        )
 
     def refuse_some(self) -> None:
         """Make the relational store refuse the posts that `World.refuse` serves."""

@@ -18,7 +18,7 @@ _RUNS_PER_ARENA = 100
 
 
 def play(
-    plans: Sequence[Plan], folder: Path, *, jobs: int, exitfirst: bool, on_result: Callable[[RunResult], None]
+    plans: Sequence[Plan], folder: Path, *, jobs: int, exitfirst: bool, on_result: Callable[[RunResult, Path], None]
 ) -> list[RunResult]:
     """Play plans; the logs of runs without a violation are deleted.
 
@@ -27,7 +27,7 @@ def play(
         folder: Keeps the logs of runs with violations.
         jobs: Sets of servers that work at once.
         exitfirst: Whether to play no more once a promise was broken.
-        on_result: Called with each result as soon as it is there.
+        on_result: Called with each result, and its log, as soon as it is there.
 
     Returns:
         The results of what was played, in the order of the plans.
@@ -53,7 +53,7 @@ def play(
                 ended += 1
                 continue
             results[result.plan.seed] = result
-            on_result(result)
+            on_result(result, _log(folder, result.plan))
             if exitfirst and result.violations:
                 stop.set()
         for future in futures:
@@ -68,7 +68,7 @@ def _play_some(plans: Sequence[Plan], folder: Path, done: "Queue[RunResult | Non
             for plan in some:
                 if stop.is_set():
                     return
-                log = folder / f"run-{plan.seed.replace('/', '-')}.log"
+                log = _log(folder, plan)
                 result = Run(arena, plan, log).play()
                 if not result.violations:
                     log.unlink()
@@ -78,3 +78,7 @@ def _play_some(plans: Sequence[Plan], folder: Path, done: "Queue[RunResult | Non
 def _chunks(plans: Sequence[Plan]) -> Iterator[Sequence[Plan]]:
     for start in range(0, len(plans), _RUNS_PER_ARENA):
         yield plans[start : start + _RUNS_PER_ARENA]
+
+
+def _log(folder: Path, plan: Plan) -> Path:
+    return folder / f"run-{plan.seed.replace('/', '-')}.log"

@@ -92,13 +92,15 @@ class Watch:
 
     def check(self) -> list[Violation]:
         """Check what has to hold at every moment, in the middle of whatever was interrupted."""
-        look = self.look()
+        return self._check(self.look())
+
+    def _check(self, look: Look) -> list[Violation]:
         return [*_duplicates(look), *_flags(look), *self._versions(look), *self._contents(look), *_adrift(look)]
 
     def check_settled(self) -> list[Violation]:
         """Check what has to hold once all faults are over and all work is done."""
         look = self.look()
-        return [*self.check(), *self._complete(look), *self._quarantined(look), *_left_over(look)]
+        return [*self._check(look), *self._complete(look), *self._quarantined(look), *_left_over(look)]
 
     def _versions(self, look: Look) -> list[Violation]:
         found = []

@@ -8,7 +8,7 @@ in the end the faults are over, the pipeline has to settle by itself, and all ei
 import signal
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any, Literal
@@ -27,6 +27,7 @@ _CROWDS: tuple[tuple[Role, ...], ...] = (
     ("tick", "tick", "work", "work"),
     ("ingest", "tick", "work", "work", "migrate"),
 )
+_FEWEST = 4
 _SETTLE_S = 30.0
 """What is left after so many seconds without a fault, and after an hour of the clock, is left for good."""
 _FAULT_S = 6.0
@@ -39,7 +40,6 @@ _SETTINGS = {
     "store_timeout_s": 1,
     "source_timeout_s": 1,
     "source_max_attempts": 2,
-    "retry_max_attempts": 3,
     "retry_base_s": 0.05,
     "retry_cap_s": 0.5,
     "heartbeat_interval_s": 1,
@@ -80,12 +80,14 @@ class Plan:
         migrated_before: Posts that went all the way before anything went wrong.
         posts: Posts that come in each round.
         batch_size: Most posts in a batch.
+        attempts: Of a job, before it is a dead letter.
     """
 
     seed: str
     migrated_before: int
     posts: int
     batch_size: int
+    attempts: int
     rounds: tuple[Round, ...]
 
 
@@ -120,14 +122,16 @@ def draw(seed: int, number: int, posts: int, faults: Sequence[str]) -> Plan:
         faults: Names of the faults to draw from.
     """
     rng = Random(f"{seed}/{number}")
+    posts = max(_FEWEST, posts)
     rounds = [_draw_round(faults[number % len(faults)], faults, rng)]
     while rng.random() < 0.3:  # noqa: PLR2004 - one run in three has another round
         rounds.append(_draw_round(rng.choice(faults), faults, rng))
     return Plan(
         seed=f"{seed}/{number}",
         migrated_before=rng.choice((0, posts // 4, posts // 2)),
-        posts=max(1, posts // 2),
+        posts=posts // 2,
         batch_size=rng.choice((3, 10, 25)),
+        attempts=rng.choice((1, 3)),
         rounds=tuple(rounds),
     )
 
@@ -267,7 +271,8 @@ class Run:
         return not waits and all(document["migrated"] or document.get("quarantine") for document in look.documents)
 
     def _start(self, roles: tuple[Role, ...], **settings: Any) -> Actor:
-        given = self.arena.settings | _SETTINGS | {"batch_size": self.plan.batch_size} | settings
+        drawn = {"batch_size": self.plan.batch_size, "retry_max_attempts": self.plan.attempts}
+        given = self.arena.settings | _SETTINGS | drawn | settings
         return Actor(roles, given, self.arena.shift, self.log)
 
     def _act(self, roles: tuple[Role, ...]) -> Outcome:
@@ -303,19 +308,6 @@ class Run:
 def _around(role: Role) -> tuple[tuple[Role, ...], tuple[Role, ...]]:
     index = _WAY.index(role)
     return _WAY[:index], _WAY[index + 1 :]
-
-
-def as_json(result: RunResult) -> dict[str, Any]:
-    """Return a run's outcome as JSON values."""
-    return {
-        "plan": asdict(result.plan),
-        "struck": result.struck,
-        "missed": result.missed,
-        "posts": result.posts,
-        "killed": result.killed,
-        "settled_s": result.settled_s,
-        "violations": [{"moment": moment, **asdict(violation)} for moment, violation in result.violations],
-    }
 
 
 def prepare(arena: Arena) -> None:

@@ -207,12 +207,12 @@ class Stack:
             self._kill_ingestion(programs)
         elif kind == "stop":
             name = self.rng.choice([*workers, "daemon"])
-            self._say(f"SIGSTOP {name}")
+            self._say(f"SIGSTOP {_kind(name)}")
             programs.signal(name, signal.SIGSTOP)
             self._asleep[name] = time.monotonic() + self.rng.uniform(*_FAULT_S) * 2
         elif kind == "terminate":
             name = self.rng.choice(workers)
-            self._say(f"SIGTERM {name}")
+            self._say(f"SIGTERM {_kind(name)}")
             programs.signal(name, signal.SIGTERM)
         elif kind == "trouble":
             self._trouble()
@@ -224,7 +224,7 @@ class Stack:
             programs.launch("trigger", ["curl", "-s", "-m", "10", "-X", "POST", f"{self._web}/trigger-migration"])
 
     def _kill(self, programs: Programs, name: str) -> None:
-        self._say(f"SIGKILL {name.rstrip('-0123456789')}")
+        self._say(f"SIGKILL {_kind(name)}")
         programs.signal(name, signal.SIGKILL)
         self.result.killed += 1
 
@@ -342,3 +342,7 @@ class Stack:
 
     def _note(self, moment: str, violations: Sequence[Violation]) -> None:
         self.result.violations += [(moment, violation) for violation in violations]
+
+
+def _kind(name: str) -> str:
+    return name.rstrip("-0123456789")

@@ -19,7 +19,7 @@ from pipeline_poc_tests.conftest import Figures
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
-OUTAGE_S = 20.0
+OUTAGE_S = 12.0
 """Far longer than all attempts of a job with these settings, which take 5 s."""
 
 

@@ -137,7 +137,7 @@ MUTATIONS = (
         (5, 7),
         "enqueueing.py",
         "if batch.id not in jobs.outstanding",
-        "if batch.attempts == 0 and batch.error is None and batch.id not in jobs.outstanding",
+        "if (now - batch.created_at).total_seconds() < 20 and batch.id not in jobs.outstanding",
         ("FLUSHALL", "without its data"),
     ),
     Mutation(

@@ -42,7 +42,7 @@ def settings(  # noqa: PLR0917 - fixtures are asked for by name
         "sql_url": relational_url,
         "data_dir": tmp_path / "data",
         "batch_size": 10,
-        "store_timeout_s": 2.0,
+        "store_timeout_s": 1.0,
         "retry_base_s": 0.01,
         "retry_max_attempts": 3,
     }

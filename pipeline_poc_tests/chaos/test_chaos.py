@@ -1,0 +1,75 @@
+"""The fault suite in short: real processes killed, stopped and starved, and no promise broken; `make chaos` is long."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline_poc_tests.conftest import Figures
+
+pytestmark = [pytest.mark.mysql, pytest.mark.timeout(600)]
+
+
+def chaos(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run the command as a person would."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline_poc", "chaos", "--jobs", "1", *arguments],
+        cwd=folder,
+        env={"PATH": os.environ["PATH"], "HOME": str(folder)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def sums(said: "subprocess.CompletedProcess[str]", measured: Figures) -> dict[str, Any]:
+    """Return what it counted; nothing may be broken."""
+    assert said.returncode == 0, said.stderr[-5000:]
+    found: dict[str, Any] = json.loads(said.stdout)
+    measured(", ".join(f"{name} {value}" for name, value in found.items()))
+    assert found["violations"] == 0
+    return found
+
+
+def test_fault_runs_break_no_promise(tmp_path: Path, measured: Figures) -> None:
+    """Of twenty runs, each with another fault, none breaks a promise; and the faults really strike."""
+    found = sums(chaos(tmp_path, "--seed", "1", "--faults", "20", "--posts", "600"), measured)
+
+    assert found["fault_runs"] == 20
+    assert found["faults_struck"] > found["faults_missed"]
+    assert found["kinds_of_faults_struck"] >= 15
+    assert found["sigkills"] >= 1
+
+
+def test_whole_pipeline_breaks_no_promise(tmp_path: Path, measured: Figures) -> None:
+    """Daemon, web server, code server, ingestions and workers are killed while posts flow, and all posts arrive."""
+    found = sums(chaos(tmp_path, "--seed", "1", "--faults", "0", "--kills", "6", "--posts", "2000"), measured)
+
+    assert found["sigkills"] >= 6
+    assert found["posts"] >= 2000
+
+
+def test_same_seed_same_plan(tmp_path: Path) -> None:
+    """A run of a campaign can be played once more by its number, with the very same plan."""
+    plans = []
+    for number in range(2):
+        report = tmp_path / f"report-{number}.json"
+        said = chaos(tmp_path, "--seed", "3", "--faults", "9", "--posts", "90", "--run", "4", "--json", str(report))
+        assert said.returncode == 0, said.stderr
+        (run,) = json.loads(report.read_text())["runs"]
+        plans.append(run["plan"])
+
+    assert plans[0] == plans[1]
+    assert plans[0]["seed"] == "3/4"
+
+
+def test_unknown_fault_is_refused(tmp_path: Path) -> None:
+    """A fault that nobody has heard of is a wrong usage; the message lists those there are."""
+    said = chaos(tmp_path, "--fault", "meteorite")
+
+    assert said.returncode == 2
+    assert "kill at migration.committed" in said.stderr
