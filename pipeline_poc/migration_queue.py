@@ -47,6 +47,8 @@ _ERROR_SHOWN = 500
 """Characters of an error that a person is shown."""
 _TICK_LOCK_S = 8.0
 """A tick that died gives way to the next one after so many seconds."""
+_PROMOTION_LOCK_S = 8
+"""Whoever died while promoting retries gives way after so many seconds."""
 _TICK_RENEWAL_S = 2.0
 """A tick that lives renews its lock so often."""
 WAITS_FOR = "waits_for"
@@ -258,8 +260,13 @@ class MigrationQueue:
         with self.translated():
             # RQ's scheduler has no type hints.
             scheduler: Any = RQScheduler(
-                [self.rq], connection=self._redis, serializer=JSONSerializer, logging_level=logging.WARNING
+                [self.rq],
+                connection=self._redis,
+                interval=_PROMOTION_LOCK_S - 60,  # RQ adds a minute to it, in which nobody else could promote.
+                serializer=JSONSerializer,
+                logging_level=logging.WARNING,
             )
+            scheduler._connection = self._redis  # It would open another one each time.
             if scheduler.acquire_locks():
                 try:
                     scheduler.enqueue_scheduled_jobs()

@@ -148,17 +148,23 @@ def programs(tmp_path: Path) -> Iterator[Programs]:
 
 @pytest.fixture
 def on_servers(programs: Programs, mongo_url: str, mongo_database: str, redis_url: str, sql_url: str) -> Programs:
-    """Programs on MongoDB, Redis and MariaDB servers of the run, all of them empty; quick to see an outage."""
+    """Programs on MongoDB, Redis and MariaDB servers of the run, all of them empty; quick to see an outage.
+
+    DEFAULTS=1 leaves the default settings, to measure how long recovery takes with them.
+    """
     programs.settings |= {
         "mongo_url": mongo_url,
         "mongo_database": mongo_database,
         "redis_url": redis_url,
         "sql_url": sql_url,
-        "heartbeat_interval_s": 1,
-        "heartbeat_timeout_s": 5,
-        "retry_base_s": 0.2,
-        "retry_cap_s": 2,
     }
+    if not os.environ.get("DEFAULTS"):
+        programs.settings |= {
+            "heartbeat_interval_s": 1,
+            "heartbeat_timeout_s": 5,
+            "retry_base_s": 0.2,
+            "retry_cap_s": 2,
+        }
     return programs
 
 

@@ -7,6 +7,7 @@ import os
 import time
 
 import pytest
+import redis
 
 from pipeline_poc.stand_in import StandIn
 from pipeline_poc_tests.acceptance.conftest import Stores
@@ -52,3 +53,21 @@ def test_workers_stay_flat(on_servers: Programs, stores: Stores, stand_in: Stand
         + ", ".join(f"{rss_mb[done]:.0f} MB at {done} %" for done in (early, half, late))
     )
     assert rss_mb[late] - rss_mb[early] < GROWTH_MAX_MB
+
+
+def test_queue_is_rebuilt(on_servers: Programs, stores: Stores, stand_in: StandIn, measured: Figures) -> None:
+    """Ticks put the whole backlog back on a queue that was wiped, whatever its size."""
+    stand_in.behaviour = {"n": str(POSTS)}
+    on_servers.settings |= {"source_url": stand_in.url, "batch_size": max(1, POSTS // BATCHES)}
+    assert on_servers.ask("ingest")["new"] == POSTS
+    on_servers.ask("enqueue")
+    queued = stores.jobs()
+    assert queued == BATCHES
+    with redis.Redis.from_url(str(on_servers.settings["redis_url"])) as client:
+        client.flushall()
+    wiped_at = time.monotonic()
+    ticks = 0
+    while stores.jobs() < queued:
+        on_servers.ask("enqueue")
+        ticks += 1
+    measured(f"queue of {POSTS} posts rebuilt in {time.monotonic() - wiped_at:.1f} s by {ticks} ticks")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis
+from rq.scheduler import RQScheduler
 
 from pipeline_poc.chaos.servers import Redis
 from pipeline_poc.errors import ServiceUnavailable
@@ -72,6 +73,19 @@ def test_snapshot(queue: MigrationQueue, redis_client: redis.Redis) -> None:
         assert getattr(snapshot, place) == {place}
     assert snapshot.outstanding == {"queued", "taken", "started", "scheduled"}
     assert queue.counts() == QueueCounts(queued=1, started=1, scheduled=1, finished=0, failed=1, deferred=0, workers=0)
+
+
+def test_a_killed_promotion_gives_way_within_10_s(
+    queue: MigrationQueue, redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lock that a process holds while it promotes retries ends by itself, long before a backoff's cap."""
+    ttls_ms: list[int] = []
+    key = RQScheduler.get_locking_key(queue.rq.name)
+    monkeypatch.setattr(RQScheduler, "enqueue_scheduled_jobs", lambda _: ttls_ms.append(redis_client.pttl(key)))
+    queue.promote_due()
+    assert len(ttls_ms) == 1
+    assert 0 < ttls_ms[0] <= 10_000
+    assert not redis_client.exists(key)
 
 
 def test_due_jobs_are_promoted(queue: MigrationQueue, redis_client: redis.Redis) -> None:
