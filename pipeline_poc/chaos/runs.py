@@ -131,7 +131,8 @@ def draw(seed: int, number: int, posts: int, faults: Sequence[str]) -> Plan:
         migrated_before=rng.choice((0, posts // 4, posts // 2)),
         posts=posts // 2,
         batch_size=rng.choice((3, 10, 25)),
-        attempts=rng.choice((1, 3)),
+        # What nobody expects is tried again, too, but in the end it is for a person.
+        attempts=3 if any(FAULTS[round_.fault].point.endswith("=crash") for round_ in rounds) else rng.choice((1, 3)),
         rounds=tuple(rounds),
     )
 

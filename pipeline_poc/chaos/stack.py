@@ -34,6 +34,7 @@ from pipeline_poc.orchestration.instance import prepare_home
 logger = logging.getLogger(__name__)
 
 _WORKERS = 3
+_DAEMONS = ("daemon-1", "daemon-2")
 _CHANGED = 50
 """Posts that change in each round."""
 _ROUND_S = (0.5, 3.0)
@@ -170,9 +171,9 @@ class Stack:
         """Play it to the end; returns how it went, whatever happened."""
         begun = time.monotonic()
         self.arena.empty()
-        home = self.arena.folder / "dagster"
-        prepare_home(home)
-        with Programs(self._commands(), self._environment(home), self._logs) as programs:
+        for number in (1, 2):
+            prepare_home(self._home(number))
+        with Programs(self._commands(), self._environment(), self._logs) as programs:
             self._flow(programs)
             self._settle(programs)
             self.result.starts = programs.starts
@@ -202,11 +203,11 @@ class Stack:
         if kind == "kill a worker":
             self._kill(programs, self.rng.choice(workers))
         elif kind == "kill another":
-            self._kill(programs, self.rng.choice(["daemon", "web", "code-server"]))
+            self._kill(programs, self.rng.choice([*_DAEMONS, "web", "code-server"]))
         elif kind == "kill an ingestion":
             self._kill_ingestion(programs)
         elif kind == "stop":
-            name = self.rng.choice([*workers, "daemon"])
+            name = self.rng.choice([*workers, *_DAEMONS, "web", "code-server"])
             self._say(f"SIGSTOP {_kind(name)}")
             programs.signal(name, signal.SIGSTOP)
             self._asleep[name] = time.monotonic() + self.rng.uniform(*_FAULT_S) * 2
@@ -304,9 +305,14 @@ class Stack:
 
     def _command(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         command = [sys.executable, "-m", "pipeline_poc", *arguments]
-        environment = self._environment(self.arena.folder / "dagster")
         return subprocess.run(
-            command, env=environment, cwd=self._logs, capture_output=True, text=True, check=False, timeout=_SETTLE_S
+            command,
+            env=self._environment(),
+            cwd=self._logs,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_SETTLE_S,
         )
 
     def _commands(self) -> Mapping[str, Sequence[str]]:
@@ -324,11 +330,24 @@ class Stack:
         return {
             "code-server": [*python, *grpc, "--port", str(port)],
             "web": [*python, "pipeline_poc", "webserver", "--workspace", str(workspace)],
-            "daemon": [*python, "dagster._daemon", "run", "-w", str(workspace)],
+            "daemon-1": [*python, "dagster._daemon", "run", "-w", str(workspace)],
+            # Another instance of Dagster: a second sensor and a second schedule on the same pipeline.
+            "daemon-2": [
+                "env",
+                f"DAGSTER_HOME={self._home(2)}",
+                *python,
+                "dagster._daemon",
+                "run",
+                "-w",
+                str(workspace),
+            ],
         } | {f"worker-{number}": [*python, "pipeline_poc", "worker"] for number in range(1, _WORKERS + 1)}
 
-    def _environment(self, home: Path) -> dict[str, str]:
-        settings = self.arena.settings | _SETTINGS | {"dagster_home": home, "web_port": self._web_port}
+    def _home(self, number: int) -> Path:
+        return self.arena.folder / f"dagster-{number}"
+
+    def _environment(self) -> dict[str, str]:
+        settings = self.arena.settings | _SETTINGS | {"dagster_home": self._home(1), "web_port": self._web_port}
         return {
             "PATH": os.environ["PATH"],
             "HOME": str(self.arena.folder),

@@ -147,6 +147,17 @@ def test_nasty_records(services: Services, stand_in: StandIn, database: Document
         assert stored == {key: post[key] for key in SOURCE_FIELDS}, name
 
 
+def test_a_bad_record_at_every_position(services: Services, database: Documents) -> None:
+    """Wherever in a batch a bad record stands, first, last or between, all the others are stored."""
+    size = services.settings.batch_size
+    for position in range(2 * size):
+        records: list[Any] = [record(100 * position + number) for number in range(1, 2 * size)]
+        records.insert(position, {"id": 100 * position})
+        result = ingest(services, records)
+        assert (result.new, result.quarantined) == (2 * size - 1, 1)
+    assert database["posts"].count_documents({}) == 2 * size * (2 * size - 1)
+
+
 def test_a_huge_record_stops_only_itself(services: Services, database: Documents) -> None:
     """A record that is too large for a document is quarantined in part, beside the posts that are stored."""
     result = ingest(services, [record(1), record(2, body="é" * 3_000_000), record(3)])
