@@ -32,7 +32,8 @@ _HANGS_S = 90.0
 """An actor that takes so long hangs: no fault that is struck lasts half as long."""
 
 _forks = multiprocessing.get_context("forkserver")
-_forks.set_forkserver_preload([__name__])
+# The program itself, too, or each fork would import it once more.
+_forks.set_forkserver_preload(["__main__", __name__])
 
 
 def _ingest(services: Services) -> Any:
