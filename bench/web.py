@@ -62,7 +62,8 @@ def wrk(url: str, connections: int, seconds: int) -> dict[str, float]:
     """Ask a URL for so long; returns requests a second, and latencies in milliseconds."""
     command = ["wrk", "--latency", "-t1", f"-c{connections}", f"-d{seconds}s", "--timeout", "10s", url]
     said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = {f"p{share}_ms": _ms(text) for share, text in re.findall(r"^\s+(50|90|99)%\s+(\S+)\s*$", said, re.MULTILINE)}
+    latencies = re.findall(r"^\s+(50|90|99)%\s+(\S+)\s*$", said, re.MULTILINE)
+    found = {f"p{share}_ms": _ms(text) for share, text in latencies}
     rate = re.search(r"Requests/sec:\s+([0-9.]+)", said)
     errors = re.search(r"Non-2xx or 3xx responses: (\d+)", said)
     return {
