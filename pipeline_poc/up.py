@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ _POLL_S = 0.25
 _TICK_S = 1.0
 """While `up` waits for the first migration it enqueues more often than the sensor would."""
 _UI_TIMEOUT_S = 120.0
+_WORKER_GRACE_S = 4.0
+"""Workers give their batch back before they would be killed with the other children."""
 _INGESTION_STOP_S = 5.0
 """So long an ingestion may go on after it was asked to stop."""
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -98,7 +101,8 @@ class Pipeline:
         settings = services.settings
         self.services = services
         self.console = console
-        self.children = Children(settings.data_dir, os.environ)
+        grace_s = str(min(settings.shutdown_grace_s, _WORKER_GRACE_S))
+        self.children = Children(settings.data_dir, ChainMap({"SHUTDOWN_GRACE_S": grace_s}, os.environ))
         self._workspace = settings.data_dir / "workspace.yaml"
         self._code_server_port: int | None = None
         """Where the code server will answer; None once the others were started behind it."""

@@ -58,7 +58,7 @@ def test_workers_stay_flat(on_servers: Programs, stores: Stores, stand_in: Stand
 def test_queue_is_rebuilt(on_servers: Programs, stores: Stores, stand_in: StandIn, measured: Figures) -> None:
     """Ticks put the whole backlog back on a queue that was wiped, whatever its size."""
     stand_in.behaviour = {"n": str(POSTS)}
-    on_servers.settings |= {"source_url": stand_in.url, "batch_size": max(1, POSTS // BATCHES)}
+    on_servers.settings |= {"source_url": stand_in.url, "batch_size": POSTS // BATCHES}
     assert on_servers.ask("ingest")["new"] == POSTS
     on_servers.ask("enqueue")
     queued = stores.jobs()

@@ -1,6 +1,6 @@
 """The fault suite finds what it is there to find: every promise is broken on purpose, and seen to be broken.
 
-All of them take some minutes: `make mutations`. Without it, the first two are tried.
+All of them take some minutes: `make mutations`. Without it, the first one is tried.
 """
 
 import json
@@ -22,7 +22,7 @@ PACKAGE = Path(pipeline_poc.__file__).parent
 RUNS = 8
 """Enough for every mutation to be found by nearly any seed; more are tried where it is not."""
 TRIES = 3
-CHOSEN = MUTATIONS if os.environ.get("MUTATIONS") == "all" else MUTATIONS[:2]
+CHOSEN = MUTATIONS if os.environ.get("MUTATIONS") == "all" else MUTATIONS[:1]
 
 
 @pytest.mark.parametrize("mutation", CHOSEN, ids=lambda mutation: mutation.name.replace(" ", "_"))
