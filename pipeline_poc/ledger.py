@@ -183,12 +183,11 @@ class Ledger:
         """End this worker's execution of an open batch, which did not fail; False where it is not this worker's."""
         with self._mongo.translated():
             mine = {"_id": batch_id, "state": "open", "worker": worker, "startedAt": {"$exists": True}}
-            ended = {"$set": {"error": reason}, "$unset": {"heartbeatAt": "", "startedAt": ""}}
-            return self._batches.update_one(mine, ended).modified_count == 1
+            return self._batches.update_one(mine, _ended(reason)).modified_count == 1
 
     def note_failure(self, batch_id: str, error: str) -> None:
         """Keep the text of the last error of an open batch, and end its execution's heartbeat."""
-        self._move(batch_id, "open", {"$set": {"error": error}, "$unset": {"heartbeatAt": "", "startedAt": ""}})
+        self._move(batch_id, "open", _ended(error))
 
     def get(self, batch_id: str) -> Batch | None:
         """Look a batch up."""
@@ -254,6 +253,11 @@ class Ledger:
 
 _BACKLOG: tuple[State, ...] = ("filling", "open", "dead")
 _WAITING: tuple[State, ...] = ("filling", "open", "dead", "abandoned")
+
+
+def _ended(why: str) -> Document:
+    """Return the update that ends an execution, but not the batch."""
+    return {"$set": {"error": why}, "$unset": {"heartbeatAt": "", "startedAt": ""}}
 
 
 def _batch(document: Document) -> Batch:

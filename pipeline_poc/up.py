@@ -191,12 +191,7 @@ class Pipeline:
     def start_dagster(self) -> None:
         """Start the code server; `look_after` starts the UI and the daemon once it answers."""
         port = free_port()
-        self._workspace.write_text(
-            f"load_from:\n  - grpc_server:\n      host: 127.0.0.1\n      port: {port}\n"
-            "      location_name: pipeline_poc\n"
-        )
-        grpc = ["-m", "dagster", "api", "grpc", "--module-name", "pipeline_poc.definitions", "--host", "127.0.0.1"]
-        self.children.start("code-server", [sys.executable, *grpc, "--port", str(port), "--log-level", "warning"])
+        self.children.start("code-server", code_server(port, self._workspace))
         self._code_server_port = port
 
     def look_after(self) -> None:
@@ -204,10 +199,8 @@ class Pipeline:
         self.children.look_after()
         if self._code_server_port and _listens("127.0.0.1", self._code_server_port):
             self._code_server_port = None
-            workspace = str(self._workspace)
-            webserver = [sys.executable, "-m", "pipeline_poc", "webserver", "--workspace", workspace]
-            self.children.start("webserver", webserver)
-            self.children.start("daemon", [sys.executable, "-m", "dagster._daemon", "run", "-w", workspace])
+            self.children.start("webserver", webserver(self._workspace))
+            self.children.start("daemon", daemon(self._workspace))
 
     def _await_ui(self) -> bool:
         """Wait until the UI answers; False if it doesn't within two minutes."""
@@ -249,6 +242,25 @@ class Pipeline:
         self._ingestion_ended.wait(max(0.0, deadline - time.monotonic()))
         end_descendants()
         close_services()
+
+
+def code_server(port: int, workspace: Path) -> list[str]:
+    """Return the command of the code server, and write the workspace by which others find it."""
+    workspace.write_text(
+        f"load_from:\n  - grpc_server:\n      host: 127.0.0.1\n      port: {port}\n      location_name: pipeline_poc\n"
+    )
+    grpc = ["-m", "dagster", "api", "grpc", "--module-name", "pipeline_poc.definitions", "--host", "127.0.0.1"]
+    return [sys.executable, *grpc, "--port", str(port), "--log-level", "warning"]
+
+
+def webserver(workspace: Path) -> list[str]:
+    """Return the command of the web server."""
+    return [sys.executable, "-m", "pipeline_poc", "webserver", "--workspace", str(workspace)]
+
+
+def daemon(workspace: Path) -> list[str]:
+    """Return the command of Dagster's daemon."""
+    return [sys.executable, "-m", "dagster._daemon", "run", "-w", str(workspace)]
 
 
 def first_pass_and_stay(

@@ -4,6 +4,7 @@ A server that can't be started fails the run; it never skips tests. Tests may ki
 the servers of the run: whoever uses one next gets it up again.
 """
 
+import signal
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -82,6 +83,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section(section, red=warn, bold=warn)
         for text in texts:
             terminalreporter.line(text, red=warn)
+
+
+@pytest.fixture
+def kept_signals() -> Iterator[None]:
+    """A worker takes over the signals of its process: they are given back."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    before = {number: signal.getsignal(number) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ Store = Literal["source", "mongo", "redis", "sql"]
 STORES: tuple[Store, ...] = ("source", "mongo", "redis", "sql")
 
 DATABASE = "pipeline_poc"
+QUEUE_KEY = "rq:queue:migration"
+_SCHEDULED_KEY = "rq:scheduled:migration"
 _COLLECTIONS = ("posts", "batches", "quarantined_records", "ingestion_state", "counters", "pipeline_state")
 _LOCK_WAIT_S = 1
 _CONNECTIONS = 10
@@ -102,9 +104,9 @@ class Arena:
         with self.redis_client() as client:
             for key in client.scan_iter("*lock*"):
                 client.delete(key)
-            client.delete("rq:queue:migration:tick")
-            for job in cast(list[bytes], client.zrange("rq:scheduled:migration", 0, -1)):
-                client.zincrby("rq:scheduled:migration", -seconds, job)
+            client.delete(f"{QUEUE_KEY}:tick")
+            for job in cast(list[bytes], client.zrange(_SCHEDULED_KEY, 0, -1)):
+                client.zincrby(_SCHEDULED_KEY, -seconds, job)
 
     @contextmanager
     def redis_client(self) -> Iterator[redis.Redis]:

@@ -56,6 +56,12 @@ class Look:
     batches: dict[str, dict[str, Any]]
     rejected: list[dict[str, Any]]
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing waits that the pipeline would still move by itself."""
+        waits = any(batch["state"] in ("open", "filling") for batch in self.batches.values())
+        return not waits and all(document["migrated"] or document.get("quarantine") for document in self.documents)
+
 
 @dataclass(slots=True)
 class Watch:
@@ -90,17 +96,13 @@ class Watch:
             rows = list(cursor.fetchall())
         return Look(documents, rows, batches, rejected)
 
-    def check(self) -> list[Violation]:
+    def check(self, look: Look) -> list[Violation]:
         """Check what has to hold at every moment, in the middle of whatever was interrupted."""
-        return self._check(self.look())
-
-    def _check(self, look: Look) -> list[Violation]:
         return [*_duplicates(look), *_flags(look), *self._versions(look), *self._contents(look), *_adrift(look)]
 
-    def check_settled(self) -> list[Violation]:
+    def check_settled(self, look: Look) -> list[Violation]:
         """Check what has to hold once all faults are over and all work is done."""
-        look = self.look()
-        return [*self._check(look), *self._complete(look), *self._quarantined(look), *_left_over(look)]
+        return [*self.check(look), *self._complete(look), *self._quarantined(look), *_left_over(look)]
 
     def _versions(self, look: Look) -> list[Violation]:
         found = []

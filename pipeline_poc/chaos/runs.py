@@ -14,7 +14,7 @@ from random import Random
 from typing import Any, Literal
 
 from pipeline_poc.chaos.actors import Actor, Outcome, Role
-from pipeline_poc.chaos.arena import DATABASE, Arena
+from pipeline_poc.chaos.arena import DATABASE, QUEUE_KEY, Arena
 from pipeline_poc.chaos.catalogue import FAULTS
 from pipeline_poc.chaos.promises import Violation, Watch, differences
 from pipeline_poc.chaos.world import World
@@ -250,14 +250,14 @@ class Run:
         self.world.settle()
         begun = time.monotonic()
         self._check_done("in the end", self._act(("ingest",)))
-        while time.monotonic() - begun < _SETTLE_S:
+        while True:
             self._check_done("while it settles", self._act(("tick", "work")))
             self.arena.pass_time(_PASSING_S)
-            if self._is_settled():
+            before = self.watch.look()
+            if before.is_settled or time.monotonic() - begun > _SETTLE_S:
                 break
         self.result.settled_s = round(time.monotonic() - begun, 3)
-        self._note("settled", self.watch.check_settled())
-        before = self.watch.look()
+        self._note("settled", self.watch.check_settled(before))
         with self.arena.redis_client() as client:
             client.flushall()
         again = self._act(("ingest", "tick", "work", "reconcile"))
@@ -265,11 +265,6 @@ class Run:
         self._note("run again", differences(before, self.watch.look()))
         if again.status == "done" and not again.value["reconcile"]["ok"]:
             self._note("reconciled", [Violation(1, f"reconcile says {again.value['reconcile']}")])
-
-    def _is_settled(self) -> bool:
-        look = self.watch.look()
-        waits = any(batch["state"] in ("open", "filling") for batch in look.batches.values())
-        return not waits and all(document["migrated"] or document.get("quarantine") for document in look.documents)
 
     def _start(self, roles: tuple[Role, ...], **settings: Any) -> Actor:
         drawn = {"batch_size": self.plan.batch_size, "retry_max_attempts": self.plan.attempts}
@@ -293,7 +288,7 @@ class Run:
             self._note(moment, [Violation(7, f"{outcome.roles} {outcome.status} without a fault: {outcome.value}")])
 
     def _check(self, moment: str) -> None:
-        self._note(moment, self.watch.check())
+        self._note(moment, self.watch.check(self.watch.look()))
 
     def _note(self, moment: str, violations: Sequence[Violation]) -> None:
         self.result.violations += [(moment, violation) for violation in violations]
@@ -301,9 +296,9 @@ class Run:
     def _deliver_again(self, times: int) -> None:
         if times > 1:
             with self.arena.redis_client() as client:
-                for job in client.lrange("rq:queue:migration", 0, -1):
+                for job in client.lrange(QUEUE_KEY, 0, -1):
                     for _ in range(times - 1):
-                        client.rpush("rq:queue:migration", job)
+                        client.rpush(QUEUE_KEY, job)
 
 
 def _around(role: Role) -> tuple[tuple[Role, ...], tuple[Role, ...]]:

@@ -30,6 +30,7 @@ from pipeline_poc.chaos.proxy import Fault
 from pipeline_poc.chaos.world import World
 from pipeline_poc.embedded import free_port
 from pipeline_poc.orchestration.instance import prepare_home
+from pipeline_poc.up import code_server, daemon, webserver
 
 logger = logging.getLogger(__name__)
 
@@ -277,8 +278,8 @@ class Stack:
         while not self._is_settled() and time.monotonic() - begun < _SETTLE_S:
             time.sleep(_LOOK_S)
         self.result.settled_s = round(time.monotonic() - begun, 1)
-        self._note("settled", self.watch.check_settled())
         before = self.watch.look()
+        self._note("settled", self.watch.check_settled(before))
         self._check_ingestion(programs)
         with self.arena.redis_client() as client:
             client.flushall()
@@ -317,31 +318,15 @@ class Stack:
 
     def _commands(self) -> Mapping[str, Sequence[str]]:
         workspace = self.arena.folder / "workspace.yaml"
-        port = free_port()
-        workspace.write_text(
-            f"load_from:\n  - grpc_server:\n      host: 127.0.0.1\n      port: {port}\n"
-            "      location_name: pipeline_poc\n"
-        )
-        python = [sys.executable, "-m"]
-        grpc = ["dagster", "api", "grpc", "--module-name", "pipeline_poc.definitions", "--host", "127.0.0.1"]
-        web_port = free_port()
-        self._web = f"http://127.0.0.1:{web_port}"
-        self._web_port = web_port
+        self._web_port = free_port()
+        self._web = f"http://127.0.0.1:{self._web_port}"
         return {
-            "code-server": [*python, *grpc, "--port", str(port)],
-            "web": [*python, "pipeline_poc", "webserver", "--workspace", str(workspace)],
-            "daemon-1": [*python, "dagster._daemon", "run", "-w", str(workspace)],
+            "code-server": code_server(free_port(), workspace),
+            "web": webserver(workspace),
+            "daemon-1": daemon(workspace),
             # Another instance of Dagster: a second sensor and a second schedule on the same pipeline.
-            "daemon-2": [
-                "env",
-                f"DAGSTER_HOME={self._home(2)}",
-                *python,
-                "dagster._daemon",
-                "run",
-                "-w",
-                str(workspace),
-            ],
-        } | {f"worker-{number}": [*python, "pipeline_poc", "worker"] for number in range(1, _WORKERS + 1)}
+            "daemon-2": ["env", f"DAGSTER_HOME={self._home(2)}", *daemon(workspace)],
+        } | {f"worker-{number}": [sys.executable, "-m", "pipeline_poc", "worker"] for number in range(1, _WORKERS + 1)}
 
     def _home(self, number: int) -> Path:
         return self.arena.folder / f"dagster-{number}"

@@ -46,8 +46,7 @@ class LedgerPart:
     @property
     def lag_s(self) -> float:
         """Age of the oldest post that is not migrated, in seconds."""
-        oldest = self.backlog.oldest_at
-        return max(0.0, (self.at - oldest).total_seconds()) if oldest else 0.0
+        return self.backlog.lag_s(self.at)
 
     def throughput(self, minutes: int) -> float:
         """Return the posts migrated a second, on average over the last minutes."""

@@ -128,8 +128,8 @@ MUTATIONS = (
         "jobs whose attempts ran out in an outage stay where they are",
         (7,),
         "enqueueing.py",
-        "    queue.replace([*lost, *failed])\n",
-        "    queue.replace(lost)\n",
+        "    queue.replace([*lost, *put_off, *failed])\n",
+        "    queue.replace([*lost, *put_off])\n",
         ("sql: read-only", "sql: disk full", "sql: table full"),
     ),
     Mutation(

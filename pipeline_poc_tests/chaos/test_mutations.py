@@ -60,3 +60,9 @@ def test_mutation_is_found(mutation: Mutation, tmp_path: Path, measured: Figures
 def test_every_promise_is_broken_by_some_mutation() -> None:
     """Nobody has to take a promise on trust."""
     assert {promise for mutation in MUTATIONS for promise in mutation.promises} == set(range(1, 9))
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name.replace(" ", "_"))
+def test_every_mutation_applies(mutation: Mutation) -> None:
+    """The code that a mutation changes is still there, once."""
+    assert (PACKAGE / mutation.module).read_text().count(mutation.right) == 1

@@ -21,6 +21,7 @@ from pipeline_poc.relational_store import RelationalStore
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
 from pipeline_poc.stand_in import StandIn
+from pipeline_poc_tests.integration.workers import Start, workers
 
 
 @pytest.fixture
@@ -124,3 +125,10 @@ def job(queue: MigrationQueue) -> Callable[[str], Job]:
         return Job.fetch(job_id, connection=queue.rq.connection, serializer=JSONSerializer)
 
     return look_up
+
+
+@pytest.fixture
+def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
+    """Starts workers, and other commands."""
+    with workers(environment, tmp_path) as start:
+        yield start

@@ -1,21 +1,10 @@
 """A worker whose store is out of order: it begins nothing, says why, and goes on by itself."""
 
-from collections.abc import Iterator
-from pathlib import Path
-
-import pytest
 import sqlalchemy as sa
 
 from pipeline_poc.services import Services
 from pipeline_poc_tests.acceptance.programs import until
-from pipeline_poc_tests.integration.workers import Start, workers
-
-
-@pytest.fixture
-def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
-    """Starts workers."""
-    with workers(environment, tmp_path) as start:
-        yield start
+from pipeline_poc_tests.integration.workers import Start
 
 
 def test_it_waits_and_says_why(services: Services, start: Start, sql: sa.Engine) -> None:

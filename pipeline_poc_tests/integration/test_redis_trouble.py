@@ -1,9 +1,7 @@
 """Redis in trouble: a worker waits, goes on by itself, and does no batch twice to harm."""
 
-import signal
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,7 +13,9 @@ from pipeline_poc.chaos.servers import Redis
 from pipeline_poc.services import Services
 from pipeline_poc.worker import run_worker
 from pipeline_poc_tests.acceptance.programs import Program, until
-from pipeline_poc_tests.integration.workers import Start, workers
+from pipeline_poc_tests.integration.workers import Start
+
+pytestmark = pytest.mark.usefixtures("kept_signals")
 
 AWAY_S = 4.0
 """An outage: longer than all that the driver tries by itself."""
@@ -34,23 +34,6 @@ def durable_redis(_durable_redis: Redis) -> Redis:
     with redis.Redis.from_url(_durable_redis.url) as client:
         client.flushdb()
     return _durable_redis
-
-
-@pytest.fixture
-def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
-    """Starts workers."""
-    with workers(environment, tmp_path) as start:
-        yield start
-
-
-@pytest.fixture(autouse=True)
-def _signals() -> Iterator[None]:
-    """A worker takes over the signals of its process: they are given back."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture

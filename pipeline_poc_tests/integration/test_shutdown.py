@@ -4,7 +4,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 import pytest
@@ -17,8 +16,10 @@ from pipeline_poc.settings import Settings
 from pipeline_poc.stand_in import StandIn
 from pipeline_poc.worker import run_worker
 from pipeline_poc_tests.acceptance.programs import Program, until
-from pipeline_poc_tests.conftest import Figures, note
-from pipeline_poc_tests.integration.workers import HeldRow, Start, seconds, workers
+from pipeline_poc_tests.conftest import Figures
+from pipeline_poc_tests.integration.workers import HeldRow, Start, seconds
+
+pytestmark = pytest.mark.usefixtures("kept_signals")
 
 IN_TIME_S = 10.0
 """A worker with the default grace is gone after so long."""
@@ -39,29 +40,6 @@ def relational_url(sql_url: str) -> str:
 def settings(settings: Settings) -> Settings:
     """All posts in one batch."""
     return settings.model_copy(update={"batch_size": POSTS})
-
-
-@pytest.fixture
-def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
-    """Starts workers."""
-    with workers(environment, tmp_path) as start:
-        yield start
-
-
-@pytest.fixture(autouse=True)
-def _signals() -> Iterator[None]:
-    """A worker takes over the signals of its process: they are given back."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
-@pytest.fixture
-def measured(request: pytest.FixtureRequest) -> Figures:
-    """Takes a line with figures, shown at the end of the run."""
-    return lambda text: note(request.config, "measured", f"{request.node.name}: {text}")
 
 
 @pytest.fixture

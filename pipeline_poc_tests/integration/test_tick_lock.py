@@ -2,8 +2,6 @@
 
 import signal
 import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import redis
@@ -11,25 +9,18 @@ import redis
 from pipeline_poc import migration_queue
 from pipeline_poc.services import Services
 from pipeline_poc_tests.acceptance.programs import until
-from pipeline_poc_tests.conftest import note
-from pipeline_poc_tests.integration.workers import Start, seconds, workers
+from pipeline_poc_tests.conftest import Figures
+from pipeline_poc_tests.integration.workers import Start, seconds
 
 
-@pytest.fixture
-def start(environment: dict[str, str], tmp_path: Path) -> Iterator[Start]:
-    """Starts programs."""
-    with workers(environment, tmp_path) as start:
-        yield start
-
-
-def test_a_killed_tick_gives_way_within_10_s(services: Services, start: Start, request: pytest.FixtureRequest) -> None:
+def test_a_killed_tick_gives_way_within_10_s(services: Services, start: Start, measured: Figures) -> None:
     """A tick that is killed while it holds its lock delays the next one by less than 10 s."""
     services.ingest()
     killed = start(command="enqueue", fail_points="tick.begun=kill")
     assert killed.wait() == -signal.SIGKILL
     assert services.tick().busy
     took_s = seconds(lambda: until(lambda: services.tick().enqueued == 10, "the next tick works"))
-    note(request.config, "measured", f"a tick works {took_s:.1f} s after one that was killed")
+    measured(f"a tick works {took_s:.1f} s after one that was killed")
     assert took_s < 10
 
 

@@ -52,3 +52,9 @@ def test_each_point_is_reached_in_one_place() -> None:
     reached = re.findall(r'failpoints\.reach\("([a-z.]+)"\)', code)
 
     assert sorted(reached) == sorted(failpoints.POINTS)
+
+
+def test_the_documented_points_are_these() -> None:
+    """The table of docs/reliability.md has every fail point with its meaning, and no other."""
+    text = (Path(pipeline_poc.__file__).parents[1] / "docs" / "reliability.md").read_text(encoding="utf-8")
+    assert dict(re.findall(r"^\| `([a-z]+\.[a-z]+)` \| (.+) \|$", text, re.MULTILINE)) == failpoints.POINTS

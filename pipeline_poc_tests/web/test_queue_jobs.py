@@ -2,8 +2,7 @@
 
 import base64
 import json
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from pipeline_poc.worker import run_worker
 from pipeline_poc_tests.acceptance.programs import until
 from pipeline_poc_tests.web.contract import checked
 from pipeline_poc_tests.web.planting import at, problem, store
+
+pytestmark = pytest.mark.usefixtures("kept_signals")
 
 JOBS = "/data-migration/queue-jobs"
 OLD_NAMES = {
@@ -41,16 +42,6 @@ def relational_url(tmp_path: Path) -> str:
 def api(web: httpx.Client) -> httpx.Client:
     """A client whose answers are held against the schema."""
     return checked(web)
-
-
-@pytest.fixture(autouse=True)
-def _signals() -> Iterator[None]:
-    """A worker takes over the signals of its process: they are given back."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-    before = {number: signal.getsignal(number) for number in numbers}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.fixture
