@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import mysql, sqlite
 from sqlalchemy.engine import make_url
 
 from pipeline_poc import failpoints
 from pipeline_poc.errors import DataError, SchemaError, ServiceUnavailable, SettingsError, invalid_url, mask_secrets
 from pipeline_poc.posts import StoredPost, content_hash
+from pipeline_poc.table import Upsert, in_text, migrated_posts
 
 logger = logging.getLogger(__name__)
 
@@ -36,56 +36,6 @@ _WAL_TRIES = 100
 _WAL_PAUSE_S = 0.1
 _ROWS = 1000
 """Rows in one statement and transaction; more gain nothing."""
-
-metadata = sa.MetaData()
-_big_key = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-migrated_posts = sa.Table(
-    "migrated_posts",
-    metadata,
-    sa.Column("id", _big_key, primary_key=True, autoincrement=True),
-    sa.Column("externalId", sa.Integer, nullable=False, unique=True),
-    sa.Column("userId", sa.Integer, nullable=False),
-    sa.Column("title", sa.Text, nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
-    sa.Column("ingestedAt", sa.DateTime, nullable=False),
-    sa.Column("migratedAt", sa.DateTime, nullable=False),
-    sa.Column("createdAt", sa.DateTime, nullable=False, server_default=sa.text("CURRENT_TIMESTAMP")),
-    sa.Column(
-        "updatedAt",
-        sa.DateTime,
-        nullable=False,
-        server_default=sa.text("CURRENT_TIMESTAMP"),
-        server_onupdate=sa.FetchedValue(),
-    ),
-    sa.Column("contentHash", sa.CHAR(32), nullable=True),
-    sa.Column("version", sa.BigInteger, nullable=True),
-    mysql_charset="utf8mb4",
-)
-"""``contentHash`` and ``version`` are null in rows that the replaced service wrote."""
-
-_WRITTEN = ("externalId", "userId", "title", "body", "ingestedAt", "migratedAt", "contentHash", "version")
-_UPDATED = ("userId", "title", "body", "migratedAt", "contentHash", "version")
-
-
-COLUMNS = {
-    "id": "surrogate key; may have gaps",
-    "externalId": "the post's id in the source",
-    "userId": "the author's id in the source",
-    "title": "the post's title",
-    "body": "the post's text",
-    "ingestedAt": "when the post first arrived, UTC",
-    "migratedAt": "when this version was written, UTC",
-    "createdAt": "when the row was made, by the server's clock",
-    "updatedAt": "when the row last changed, by the server's clock",
-    "contentHash": "digest of the four values of the source",
-    "version": "grows with each content of the post; older versions never overwrite newer ones",
-}
-"""What each column means."""
-
-
-def column_types() -> dict[str, str]:
-    """Return the SQL type of each column."""
-    return {column.name: str(column.type) for column in migrated_posts.columns}
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +73,7 @@ class RelationalStore:
             if _is_sqlite(parsed)
             else _mysql_engine(parsed, timeout_s, answer_timeout_s)
         )
-        self._upsert: str | None = None
+        self._upsert: Upsert | None = None
 
     @property
     def shown_url(self) -> str:
@@ -195,7 +145,7 @@ class RelationalStore:
         """
         refused: dict[int, tuple[str, str]] = {}
         for start in range(0, len(posts), _ROWS):
-            self._write_or_split(posts[start : start + _ROWS], _text(at), refused)
+            self._write_or_split(posts[start : start + _ROWS], in_text(at), refused)
         return refused
 
     def _write_or_split(self, posts: Sequence[StoredPost], at: str, refused: dict[int, tuple[str, str]]) -> None:
@@ -210,16 +160,11 @@ class RelationalStore:
             self._write_or_split(posts[middle:], at, refused)
 
     def _write_chunk(self, posts: Sequence[StoredPost], at: str) -> None:
-        # Driver SQL with tuples: SQLAlchemy's own execution costs twice the time of the driver's.
-        rows = [
-            (p.external_id, p.user_id, p.title, p.body, _text(p.ingested_at), at, p.content_hash, p.version)
-            for p in posts
-        ]
         with self._translated(), self._engine.begin() as connection:
             if self._upsert is None:
                 # Which words it needs is known once the first connection told the server's version.
-                self._upsert = _upsert_sql(self._engine.dialect)
-            connection.exec_driver_sql(self._upsert, rows)
+                self._upsert = Upsert(self._engine.dialect)
+            self._upsert.run(connection, posts, at)
             failpoints.reach("migration.uncommitted")
 
     def count(self) -> int:
@@ -266,8 +211,9 @@ class RelationalStore:
         except sa.exc.DBAPIError as error:
             code, reason = _code_and_reason(error)
             if isinstance(error, (sa.exc.DataError, sa.exc.IntegrityError)) or code in _DATA_CODES:
-                raise DataError(f"relational_{code}", f"the relational store refuses it: {reason}") from error
-            raise self._unavailable(reason) from error
+                raise DataError(f"relational_{code}", f"the relational store refuses it: {reason}") from error.orig
+            # Not from SQLAlchemy's error, which tells the statement with all its posts.
+            raise self._unavailable(reason) from error.orig
         except sa.exc.TimeoutError as error:
             raise self._unavailable("no connection became free in time") from error
         except OSError as error:
@@ -359,27 +305,3 @@ def _use_wal(connection: Any) -> None:
             time.sleep(_WAL_PAUSE_S)
         else:
             return
-
-
-def _upsert_sql(dialect: sa.Dialect) -> str:
-    """Return the guarded upsert as text for the driver; its parameters are the columns `_WRITTEN`."""
-    table = migrated_posts.c
-    if dialect.name == "sqlite":
-        lite = sqlite.insert(migrated_posts)
-        newer = sa.or_(table.version.is_(None), lite.excluded.version > table.version)
-        values: dict[str, Any] = {name: lite.excluded[name] for name in _UPDATED}
-        values["updatedAt"] = sa.text("CURRENT_TIMESTAMP")
-        statement: sa.Insert = lite.on_conflict_do_update(index_elements=["externalId"], set_=values, where=newer)
-    else:
-        my = mysql.insert(migrated_posts)
-        newer = sa.or_(table.version.is_(None), my.inserted.version > table.version)
-        # Assignments run from left to right: `version`, which the guard reads, must come last.
-        statement = my.on_duplicate_key_update(
-            [(name, sa.func.IF(newer, my.inserted[name], table[name])) for name in _UPDATED]
-        )
-    return str(statement.compile(dialect=dialect, column_keys=list(_WRITTEN)))
-
-
-def _text(at: datetime) -> str:
-    """Format an aware UTC time for DATETIME: fractions cut, since servers differ in rounding them."""
-    return at.strftime("%Y-%m-%d %H:%M:%S")

@@ -5,9 +5,8 @@ from typing import Any
 
 from dagster import MetadataValue, TableColumn, TableRecord, TableSchema
 
-from pipeline_poc import raw_store, relational_store
+from pipeline_poc import raw_store, table
 from pipeline_poc.ingestion import IngestionResult
-from pipeline_poc.migration import MigrationResult
 
 _PREVIEW_CHARACTERS = 60
 
@@ -15,10 +14,7 @@ RAW_POSTS_SCHEMA = TableSchema(
     columns=[TableColumn(name, type_, description=text) for name, (type_, text) in raw_store.FIELDS.items()]
 )
 MIGRATED_POSTS_SCHEMA = TableSchema(
-    columns=[
-        TableColumn(name, type_, description=relational_store.COLUMNS[name])
-        for name, type_ in relational_store.column_types().items()
-    ]
+    columns=[TableColumn(name, type_, description=table.COLUMNS[name]) for name, type_ in table.column_types().items()]
 )
 
 
@@ -31,11 +27,6 @@ def ingestion_metadata(result: IngestionResult) -> dict[str, Any]:
     if result.unknown_fields:
         numbers["unknown_fields"] = MetadataValue.json(dict(result.unknown_fields))
     return numbers
-
-
-def migration_metadata(result: MigrationResult) -> dict[str, Any]:
-    """Return a migration's numbers, plottable over time."""
-    return result.summary()
 
 
 def preview(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> MetadataValue[Any]:

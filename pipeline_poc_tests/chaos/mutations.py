@@ -36,7 +36,7 @@ MUTATIONS = (
     Mutation(
         "an older version overwrites a newer one",
         (3, 4),
-        "relational_store.py",
+        "table.py",
         "newer = sa.or_(table.version.is_(None), my.inserted.version > table.version)",
         "newer = sa.text('TRUE')",
         ("stop at migration.read",),

@@ -16,12 +16,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sqlalchemy.dialects import mysql, sqlite
 
-from pipeline_poc import migrations, relational_store
+from pipeline_poc import migrations, relational_store, table
 from pipeline_poc.chaos.servers import MariaDB
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import SchemaError, ServiceUnavailable, SettingsError
 from pipeline_poc.posts import Post, StoredPost, content_hash
-from pipeline_poc.relational_store import SCHEMA_VERSION, RelationalStore, metadata, migrated_posts
+from pipeline_poc.relational_store import SCHEMA_VERSION, RelationalStore
+from pipeline_poc.table import metadata, migrated_posts
 from pipeline_poc.testing import UNUSUAL_POSTS
 from pipeline_poc_tests.posts import LONG_AGO, stored
 
@@ -89,16 +90,17 @@ def test_round_trip(store: RelationalStore, engine: sa.Engine) -> None:
 
 
 @pytest.mark.mysql
-def test_server_in_another_time_zone() -> None:
-    """Times are UTC whatever the time zone of the server."""
-    with MariaDB("--default-time-zone=+09:00") as server:
-        store = RelationalStore(server.url("zone"), timeout_s=5)
+def test_server_with_other_defaults() -> None:
+    """Times are UTC whatever the time zone of the server, and text is escaped whatever it thinks of backslashes."""
+    with MariaDB("--default-time-zone=+09:00", "--sql-mode=NO_BACKSLASH_ESCAPES,ANSI_QUOTES") as server:
+        store = RelationalStore(server.url("other"), timeout_s=5)
         store.ensure_schema()
-        store.write([stored(1)], AT)
+        store.write([stored(1, "\\', 1) -- ", '"\\"')], AT)
         [row] = store.sample(1)
         store.close()
     assert row["migratedAt"] == AT.replace(microsecond=0, tzinfo=None)
     assert abs(row["createdAt"].replace(tzinfo=UTC) - utc_now()) < timedelta(minutes=1)
+    assert (row["title"], row["body"]) == ("\\', 1) -- ", '"\\"')
 
 
 @hypothesis_settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -203,6 +205,23 @@ def test_many_posts_and_pages(store: RelationalStore, monkeypatch: pytest.Monkey
     assert [row["externalId"] for row in store.sample(3)] == [1, 2, 3]
 
 
+def test_long_posts_share_no_statement(store: RelationalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Posts that are too long for one statement are written by several of them, in one transaction."""
+    monkeypatch.setattr(table, "_STATEMENT_BYTES", 1000)
+    assert store.write([stored(i, "t", "x" * 100 * i) for i in range(30)], AT) == {}
+    assert [row.content_hash for row in store.rows()] == [content_hash(i, 1, "t", "x" * 100 * i) for i in range(30)]
+
+
+def test_values_of_other_types(store: RelationalStore) -> None:
+    """What somebody else put into a document is written as the driver does it, or refused, and harms no neighbour."""
+    number = StoredPost(2, 1, 17, "b", "0" * 32, 1, LONG_AGO)  # type: ignore[arg-type]
+    text = StoredPost(3, "1), (4, 1", "t", "b", "0" * 32, 1, LONG_AGO)  # type: ignore[arg-type]
+    refused = store.write([stored(1), number, text, stored(5)], AT)
+    assert set(refused) <= {3}
+    assert [row.external_id for row in store.rows()] == [i for i in (1, 2, 3, 5) if i not in refused]
+    assert store.sample(2)[1]["title"] == "17"
+
+
 def test_unchanged_rows_do_not_read_as_new(store: RelationalStore) -> None:
     """Writing the same posts again changes no row and adds none."""
     for _ in range(2):
@@ -214,7 +233,7 @@ def test_upsert_text() -> None:
     """MySQL 8 gets a row alias, MariaDB and SQLite their own words; the guard's column is assigned last."""
     eight, maria = mysql.dialect(paramstyle="format"), mysql.dialect(is_mariadb=True, paramstyle="format")
     eight._requires_alias_for_on_duplicate_key = True  # What the first connection to MySQL 8.0.20 and later sets.
-    text = relational_store._upsert_sql(eight)
+    text = table.upsert_sql(eight)
     assert "AS new ON DUPLICATE KEY UPDATE" in text
     assert "VALUES(" not in text
     assert text.count("%s") == 8
@@ -223,13 +242,13 @@ def test_upsert_text() -> None:
         "new.version, migrated_posts.version)"
     )
     assert "`ingestedAt` = " not in text
-    text = relational_store._upsert_sql(maria)
+    text = table.upsert_sql(maria)
     assert "AS new" not in text
     assert text.endswith(
         "IF(migrated_posts.version IS NULL OR VALUES(version) > migrated_posts.version, "
         "VALUES(version), migrated_posts.version)"
     )
-    text = relational_store._upsert_sql(sqlite.dialect())
+    text = table.upsert_sql(sqlite.dialect())
     assert "ON CONFLICT" in text
     assert text.endswith("WHERE migrated_posts.version IS NULL OR excluded.version > migrated_posts.version")
 
@@ -286,7 +305,7 @@ def test_models_are_the_schema(store: RelationalStore, engine: sa.Engine) -> Non
 
 def test_every_column_is_described() -> None:
     """Each column has a type and a meaning, in the table's order."""
-    assert list(relational_store.COLUMNS) == list(relational_store.column_types())
+    assert list(table.COLUMNS) == list(table.column_types())
 
 
 def test_two_processes_migrate_the_schema(any_sql_url: str) -> None:

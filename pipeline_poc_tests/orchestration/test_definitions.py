@@ -2,7 +2,7 @@
 
 from dagster import AssetKey, DefaultScheduleStatus, DefaultSensorStatus, Definitions
 
-from pipeline_poc import raw_store, relational_store
+from pipeline_poc import raw_store, table
 from pipeline_poc.definitions import defs
 
 
@@ -46,7 +46,7 @@ def test_what_runs_by_itself() -> None:
 def test_assets() -> None:
     """Assets have owner, group, kinds, description and columns, and one comes from the other."""
     graph = defs.resolve_asset_graph()
-    columns = {"raw_posts": set(raw_store.FIELDS), "migrated_posts": set(relational_store.COLUMNS)}
+    columns = {"raw_posts": set(raw_store.FIELDS), "migrated_posts": set(table.COLUMNS)}
     for name, expected in columns.items():
         node = graph.get(AssetKey(name))
         assert (node.group_name, node.owners) == ("posts", ["team:data-engineering"])
