@@ -130,7 +130,7 @@ def worker(settings: Settings, count: int, burst: bool, as_json: bool) -> None:
       pipeline-poc worker --count 4
       pipeline-poc worker --burst     until the queue is empty
     """
-    from pipeline_poc.worker import run_worker, run_workers  # noqa: PLC0415 - imports Dagster
+    from pipeline_poc.worker import run_worker, run_workers  # noqa: PLC0415 - imports RQ
 
     if count == 1:
         with open_services(settings) as services:

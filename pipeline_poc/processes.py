@@ -15,7 +15,7 @@ import psutil
 
 logger = logging.getLogger(__name__)
 
-_STOP_S = 5.0
+_STOP_S = 4.0
 """A child that was asked to stop is killed after so many seconds."""
 _RESTART_DELAYS_S = (0.5, 2.0, 5.0, 15.0, 60.0)
 """Pauses before a child that keeps dying is started again."""
@@ -113,7 +113,7 @@ class Children:
                 self._save()
 
     def stop(self) -> None:
-        """Ask all children to stop, then kill those that are slow; takes 6 s at most."""
+        """Ask all children to stop, then kill those that are slow; takes 5 s at most."""
         for child in self._children:
             if child.process.poll() is None:
                 _signal_group(child.process.pid, signal.SIGTERM)

@@ -45,9 +45,9 @@ _POLL_S = 0.25
 _TICK_S = 1.0
 """While `up` waits for the first migration it enqueues more often than the sensor would."""
 _UI_TIMEOUT_S = 120.0
-_WORKER_GRACE_S = 4.0
+_WORKER_GRACE_S = 3.0
 """Workers give their batch back before they would be killed with the other children."""
-_INGESTION_STOP_S = 5.0
+_INGESTION_STOP_S = 4.0
 """So long an ingestion may go on after it was asked to stop."""
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -8,7 +8,7 @@ from dagster import ConfigurableIOManager, Failure, InputContext, OutputContext,
 from pipeline_poc import ingestion, migration
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import PipelineError
-from pipeline_poc.orchestration.metadata import ingestion_metadata, migration_metadata, preview
+from pipeline_poc.orchestration.metadata import ingestion_metadata, preview
 from pipeline_poc.orchestration.streams import Backlog, PostStream, RowStream
 from pipeline_poc.relational_store import RowState
 from pipeline_poc.services import Services
@@ -67,7 +67,7 @@ class RelationalStoreIOManager(ConfigurableIOManager):
                 migration.write(batch, store)
                 context.log.info("wrote batch %s: %s posts", batch.batch.id, len(batch.posts))
         context.add_output_metadata(
-            migration_metadata(obj.result)
+            obj.result.summary()
             | {
                 "dagster/row_count": store.count(),
                 "preview": preview(

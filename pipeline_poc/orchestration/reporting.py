@@ -4,12 +4,12 @@ import logging
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Self
-
-from dagster import AssetMaterialization, DagsterInstance
+from typing import TYPE_CHECKING, Self
 
 from pipeline_poc.migration import MigrationResult
-from pipeline_poc.orchestration.metadata import migration_metadata
+
+if TYPE_CHECKING:
+    from dagster import DagsterInstance
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,8 @@ class Reporter:
     """Collects results and reports their sum now and then, and once more when it is closed.
 
     A report that fails is made with the next one; Dagster's storage is opened by the first
-    report, since it may be away when a worker starts.
+    report, since it may be away when a worker starts. Dagster itself, whose import takes seconds, is
+    imported in the reporter's thread, and not at all where there is nobody to tell.
 
     Args:
         home: DAGSTER_HOME; None where there is nobody to tell.
@@ -59,6 +60,8 @@ class Reporter:
                 self._sum.add(result)
 
     def _run(self) -> None:
+        if self._home is not None:
+            import dagster  # noqa: F401, PLC0415 - the first jobs don't wait for it, the last report finds it there
         while not self._done.wait(self._interval_s):
             self._report()
 
@@ -68,9 +71,11 @@ class Reporter:
         if result is None:
             return
         try:
+            from dagster import AssetMaterialization, DagsterInstance  # noqa: PLC0415 - see `_run`
+
             if self._instance is None:
                 self._instance = DagsterInstance.from_config(str(self._home))
-            event = AssetMaterialization(ASSET, description="by workers", metadata=migration_metadata(result))
+            event = AssetMaterialization(ASSET, description="by workers", metadata=result.summary())
             self._instance.report_runless_asset_event(event)
         except Exception as error:  # noqa: BLE001 - whatever Dagster's storage raises, the posts are migrated
             logger.warning("report to Dagster failed", extra={"error": f"{type(error).__name__}: {error}"})

@@ -16,6 +16,7 @@ import pymongo
 import pymysql
 import pytest
 import redis
+from playwright.sync_api import Browser, sync_playwright
 from sqlalchemy.engine import make_url
 
 from pipeline_poc_tests.acceptance.jsonplaceholder import JsonPlaceholder
@@ -57,6 +58,27 @@ NODE = Tool(
     "sudo apt-get install nodejs npm",
 )
 CHROMIUM = Tool("chromium", ("chromium",), "the UI in a browser", "sudo apt-get install chromium")
+CHROMIUM_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@contextmanager
+def chromium_in(programs: Programs) -> Iterator[Browser]:
+    """Start Chromium in the environment of programs."""
+    with sync_playwright() as playwright:
+        environment: dict[str, str | float | bool] = {**programs.environment()}
+        browser = playwright.chromium.launch(
+            executable_path=shutil.which("chromium"), args=list(CHROMIUM_FLAGS), env=environment
+        )
+        yield browser
+        browser.close()
 
 
 class Stores:

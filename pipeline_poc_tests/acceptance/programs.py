@@ -7,8 +7,8 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,8 +19,23 @@ T = TypeVar("T")
 
 TIMEOUT_S = 60.0
 """Longest wait for anything; generous, since a machine that runs tests may be busy."""
+STOP_S = 10.0
+"""What is promised of `up`: so long after it was asked to stop every process is gone."""
 _MARK = "PIPELINE_POC_TEST"
 """Environment variable that every process inherits which a test started, however it detaches."""
+_TICKS = """
+import time
+from pipeline_poc.errors import PipelineError
+from pipeline_poc.services import Services
+from pipeline_poc.settings import Settings
+with Services(Settings()) as services:
+    while True:
+        try:
+            print(services.tick().sentence(), flush=True)
+        except PipelineError as error:
+            print(error, flush=True)
+        time.sleep(1)
+"""
 _NOWHERE = "http://127.0.0.1:9"
 """A proxy that isn't there: no test reaches the internet."""
 
@@ -175,10 +190,30 @@ class Programs:
         self._started.append(program)
         return program
 
+    @contextmanager
+    def up(self, **settings: object) -> Iterator[Program]:
+        """Start everything, and wait until the UI answers; see to it that the end is a good one."""
+        program = self.start("up", **settings)
+        try:
+            program.wait_for("The UI is at")
+            yield program
+            status, stopped_s = self.stop(program, signal.SIGTERM)
+            assert status == 0, program.said
+            assert stopped_s < STOP_S
+            assert "Traceback" not in program.said
+        finally:
+            self.kill_all()
+
+    def stop(self, program: Program, number: signal.Signals) -> tuple[int, float]:
+        """Stop it as a person does; returns its exit status, and seconds until the last process was gone."""
+        asked_at = time.monotonic()
+        program.signal(number)
+        until(lambda: not self.processes(), "every process is gone")
+        return program.wait(), time.monotonic() - asked_at
+
     def start_ticks(self, **settings: object) -> Program:
-        """Start a process that enqueues every second, as the sensor does."""
-        loop = f"while :; do '{sys.executable}' -m pipeline_poc enqueue; sleep 1; done"
-        return self.launch("sh", "-c", loop, **settings)
+        """Start a process that enqueues every second, as the sensor does every few."""
+        return self.launch(sys.executable, "-c", _TICKS, **settings)
 
     def processes(self, *words: str) -> list[psutil.Process]:
         """Find the live processes that this started, directly or not, by words of their command line."""

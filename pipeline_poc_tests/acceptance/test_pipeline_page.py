@@ -1,32 +1,25 @@
 """The status page in a real browser, on the whole program: what it shows, and what an operator does with it."""
 
 import re
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect, sync_playwright
+import redis
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 
+from pipeline_poc.chaos.servers import MariaDB, Mongo, Redis
 from pipeline_poc.embedded import free_port
 from pipeline_poc.stand_in import StandIn
 from pipeline_poc.testing import NASTY_RECORDS
+from pipeline_poc_tests.acceptance.conftest import chromium_in
 from pipeline_poc_tests.acceptance.programs import TIMEOUT_S, Programs
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
-FLAGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 STAGES = ("source", "rawStore", "queue", "workers", "relationalStore")
 PLOTS = ("migratedPerS", "backlog", "lagS")
 WIDE = (1440, 900)
@@ -74,44 +67,75 @@ class Visit:
 Visitor = Callable[..., Visit]
 
 
-@pytest.fixture
-def browser(chromium: str, on_servers: Programs) -> Iterator[Browser]:
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """An `up` of all tests of this file; each begins where the one before has ended.
+
+    Attributes:
+        port: Of the page.
+        source: What is ingested.
+    """
+
+    programs: Programs
+    port: int
+    source: StandIn
+
+    def ingest(self) -> None:
+        """Ingest what the source serves now."""
+        url = f"http://localhost:{self.port}/trigger-ingestion"
+        assert httpx.post(url, params={"wait": True}, timeout=TIMEOUT_S + 30, trust_env=False).json()["success"]
+
+
+@pytest.fixture(scope="module")
+def shown(
+    tmp_path_factory: pytest.TempPathFactory, mongo: Mongo, redis_server: Redis, mariadb: MariaDB
+) -> Iterator[Shown]:
+    """One `up` on servers, open to everybody on this machine."""
+    for server in (mongo, redis_server, mariadb):
+        server.start()
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushdb()
+    with StandIn() as source:
+        programs = Programs(
+            tmp_path_factory.mktemp("page"),
+            mongo_url=mongo.url,
+            mongo_database="page",
+            redis_url=redis_server.url,
+            sql_url=mariadb.url("page"),
+            source_url=source.url,
+            web_port=free_port(),
+        )
+        with programs.up():
+            yield Shown(programs, int(str(programs.settings["web_port"])), source)
+
+
+@pytest.fixture(scope="module")
+def browser(shown: Shown) -> Iterator[Browser]:
     """Chromium, in the environment of the programs."""
-    with sync_playwright() as playwright:
-        environment: dict[str, str | float | bool] = {**on_servers.environment()}
-        browser = playwright.chromium.launch(executable_path=chromium, args=list(FLAGS), env=environment)
+    with chromium_in(shown.programs) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
-def visit(browser: Browser) -> Visitor:
-    """Opens the page of a port, and waits for its first numbers."""
+def visit(chromium: str, shown: Shown, browser: Browser) -> Iterator[Visitor]:
+    """Opens the page, and waits for its first numbers."""
+    contexts = []
 
-    def opened(port: int, size: tuple[int, int] = WIDE, scheme: Literal["light", "dark"] = "light") -> Visit:
-        page = browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme).new_page()
+    def opened(size: tuple[int, int] = WIDE, scheme: Literal["light", "dark"] = "light") -> Visit:
+        contexts.append(browser.new_context(viewport={"width": size[0], "height": size[1]}, color_scheme=scheme))
+        page = contexts[-1].new_page()
         page.set_default_timeout(MOST_MS)
         visit = Visit(page)
         visit.watch()
-        answer = page.goto(f"http://localhost:{port}/pipeline")
+        answer = page.goto(f"http://localhost:{shown.port}/pipeline")
         assert answer is not None
         assert answer.ok
         page.wait_for_selector("body[data-ready]")
         return visit
 
-    return opened
-
-
-@contextmanager
-def running(programs: Programs, stand_in: StandIn) -> Iterator[int]:
-    """Start everything; gives the port of the UI, and sees to it that the end is a good one."""
-    port = free_port()
-    program = programs.start("up", web_port=port, source_url=stand_in.url)
-    program.wait_for("The UI is at")
-    yield port
-    program.signal(signal.SIGTERM)
-    assert program.wait() == 0
-    assert "Traceback" not in program.said
+    yield opened
+    for context in contexts:
+        context.close()
 
 
 def press(page: Page, button: str) -> None:
@@ -131,88 +155,85 @@ def luminance(page: Page) -> float:
     return sum(map(float, re.findall(r"[\d.]+", colour)[:3])) / 3
 
 
-def test_shows_everything(on_servers: Programs, stand_in: StandIn, visit: Visitor) -> None:
+def test_shows_everything(shown: Shown, visit: Visitor) -> None:
     """The page shows that all is well, on screens wide and narrow, light and dark, and asks no other host."""
-    with running(on_servers, stand_in) as port:
-        wide = visit(port)
-        wide.shows("rawStore.stored", "100")
-        wide.shows("rawStore.migrated", "100")
-        wide.shows("rawStore.backlog", "0")
-        wide.shows("relationalStore.rows", "100")
-        for stage in STAGES:
-            status = wide.page.locator(f"#stage-{stage} .status")
-            expect(status).to_have_attribute("data-status", "pass", timeout=MOST_MS)
-            expect(status).to_contain_text("pass")
-        expect(wide.page.locator("#connection")).to_contain_text("Live", timeout=MOST_MS)
-        expect(wide.page.locator("#checks tbody tr").first).to_be_visible()
-        expect(wide.page.locator("#jobs tbody tr").first).to_contain_text("finished")
-        for plot in PLOTS:
-            drawn = wide.page.locator(f"[data-plot={plot}] .plot")
-            expect(drawn.locator("canvas")).to_be_visible()
-            expect(drawn).to_have_attribute("aria-label", re.compile(" over the last .*: now "), timeout=MOST_MS)
-        wide.page.locator("[data-plot=backlog] summary").click()
-        expect(wide.page.locator("[data-plot=backlog] tbody tr").first).to_be_visible()
-        assert wide.overflow_px() <= 0
-        phone = visit(port, PHONE, "dark")
-        phone.shows("rawStore.migrated", "100")
-        assert phone.overflow_px() <= 0
-        assert luminance(phone.page) < 60
-        assert luminance(wide.page) > 200
-        for each in (wide, phone):
-            assert not each.complaints
-            assert each.hosts == {f"localhost:{port}"}
+    wide = visit()
+    wide.shows("rawStore.stored", "100")
+    wide.shows("rawStore.migrated", "100")
+    wide.shows("rawStore.backlog", "0")
+    wide.shows("relationalStore.rows", "100")
+    for stage in STAGES:
+        status = wide.page.locator(f"#stage-{stage} .status")
+        expect(status).to_have_attribute("data-status", "pass", timeout=MOST_MS)
+        expect(status).to_contain_text("pass")
+    expect(wide.page.locator("#connection")).to_contain_text("Live", timeout=MOST_MS)
+    expect(wide.page.locator("#checks tbody tr").first).to_be_visible()
+    expect(wide.page.locator("#jobs tbody tr").first).to_contain_text("finished")
+    for plot in PLOTS:
+        drawn = wide.page.locator(f"[data-plot={plot}] .plot")
+        expect(drawn.locator("canvas")).to_be_visible()
+        expect(drawn).to_have_attribute("aria-label", re.compile(" over the last .*: now "), timeout=MOST_MS)
+    wide.page.locator("[data-plot=backlog] summary").click()
+    expect(wide.page.locator("[data-plot=backlog] tbody tr").first).to_be_visible()
+    assert wide.overflow_px() <= 0
+    phone = visit(PHONE, "dark")
+    phone.shows("rawStore.migrated", "100")
+    assert phone.overflow_px() <= 0
+    assert luminance(phone.page) < 60
+    assert luminance(wide.page) > 200
+    for each in (wide, phone):
+        assert not each.complaints
+        assert each.hosts == {f"localhost:{shown.port}"}
 
 
-def test_pause_and_resume_by_keyboard(on_servers: Programs, stand_in: StandIn, visit: Visitor) -> None:
+def test_pause_and_resume_by_keyboard(shown: Shown, visit: Visitor) -> None:
     """Who has a keyboard only pauses the migration with a reason, sees the backlog wait, and lets it go on."""
-    with running(on_servers, stand_in) as port:
-        seen = visit(port)
-        page = seen.page
-        seen.shows("rawStore.migrated", "100")
-        press(page, "pause")
-        expect(page.locator("#ask")).to_be_visible()
-        page.keyboard.type("<b>upgrade</b> of the store")
-        page.keyboard.press("Tab")
-        page.keyboard.press("Tab")
-        page.keyboard.press("Enter")
-        expect(page.locator("#mode")).to_contain_text("<b>upgrade</b> of the store", timeout=MOST_MS)
-        expect(page.locator("[data-action=pause]")).to_be_focused()
-        stand_in.behaviour = {"n": "150"}
-        press(page, "ingest")
-        expect(page.locator("#toast")).to_contain_text("Ingestion started", timeout=MOST_MS)
-        seen.shows("waiting.posts", "50")
-        press(page, "resume")
-        expect(page.locator("#mode")).to_be_hidden(timeout=MOST_MS)
-        seen.shows("rawStore.migrated", "150")
-        seen.shows("waiting.posts", "0")
-        assert not seen.complaints
+    seen = visit()
+    page = seen.page
+    seen.shows("rawStore.migrated", "100")
+    press(page, "pause")
+    expect(page.locator("#ask")).to_be_visible()
+    page.keyboard.type("<b>upgrade</b> of the store")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    expect(page.locator("#mode")).to_contain_text("<b>upgrade</b> of the store", timeout=MOST_MS)
+    expect(page.locator("[data-action=pause]")).to_be_focused()
+    shown.source.behaviour = {"n": "150"}
+    press(page, "ingest")
+    expect(page.locator("#toast")).to_contain_text("Ingestion started", timeout=MOST_MS)
+    seen.shows("waiting.posts", "50")
+    press(page, "resume")
+    expect(page.locator("#mode")).to_be_hidden(timeout=MOST_MS)
+    seen.shows("rawStore.migrated", "150")
+    seen.shows("waiting.posts", "0")
+    assert not seen.complaints
 
 
-def test_quarantine(on_servers: Programs, stand_in: StandIn, visit: Visitor) -> None:
+def test_quarantine(shown: Shown, visit: Visitor) -> None:
     """Bad records are listed by reason, shown as text, tried again, and discarded with a reason."""
-    stand_in.behaviour = {"malformed": str(len(NASTY_RECORDS))}
-    with running(on_servers, stand_in) as port:
-        seen = visit(port)
-        page = seen.page
-        seen.shows("rawStore.migrated", "100")
-        rows = page.locator("#quarantine tbody tr")
-        group = rows.filter(has=page.get_by_text("not_an_object", exact=True))
-        expect(group).to_be_visible(timeout=MOST_MS)
-        groups = rows.count()
-        group.get_by_role("button", name="Look at").click()
-        look = page.locator("#look")
-        expect(look.locator("pre").filter(has_text='"just text"')).to_be_visible()
-        look.get_by_role("button", name="Close").click()
-        group.get_by_role("button", name="Requeue").click()
-        expect(page.locator("#toast")).to_contain_text(re.compile(r"Requeued 0 of (\d+); \1 still invalid"))
-        group.get_by_role("button", name="Discard").click()
-        ask = page.locator("#ask")
-        ask.get_by_role("textbox", name="Reason").fill("  ")
-        ask.get_by_role("button", name="Discard").click()
-        expect(ask).to_contain_text("A reason is needed")
-        ask.get_by_role("textbox", name="Reason").fill("made up for a test")
-        ask.get_by_role("button", name="Discard").click()
-        expect(page.locator("#toast")).to_contain_text("Discarded", timeout=MOST_MS)
-        expect(group).to_have_count(0, timeout=MOST_MS)
-        expect(rows).to_have_count(groups - 1)
-        assert not seen.complaints
+    shown.source.behaviour = {"malformed": str(len(NASTY_RECORDS))}
+    shown.ingest()
+    seen = visit()
+    page = seen.page
+    rows = page.locator("#quarantine tbody tr")
+    group = rows.filter(has=page.get_by_text("not_an_object", exact=True))
+    expect(group).to_be_visible(timeout=MOST_MS)
+    groups = rows.count()
+    group.get_by_role("button", name="Look at").click()
+    look = page.locator("#look")
+    expect(look.locator("pre").filter(has_text='"just text"')).to_be_visible()
+    look.get_by_role("button", name="Close").click()
+    group.get_by_role("button", name="Requeue").click()
+    expect(page.locator("#toast")).to_contain_text(re.compile(r"Requeued 0 of (\d+); \1 still invalid"))
+    group.get_by_role("button", name="Discard").click()
+    ask = page.locator("#ask")
+    ask.get_by_role("textbox", name="Reason").fill("  ")
+    ask.get_by_role("button", name="Discard").click()
+    expect(ask).to_contain_text("A reason is needed")
+    ask.get_by_role("textbox", name="Reason").fill("made up for a test")
+    ask.get_by_role("button", name="Discard").click()
+    expect(page.locator("#toast")).to_contain_text("Discarded", timeout=MOST_MS)
+    expect(group).to_have_count(0, timeout=MOST_MS)
+    expect(rows).to_have_count(groups - 1)
+    assert not seen.complaints

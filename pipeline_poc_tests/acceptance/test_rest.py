@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import redis
-from playwright.sync_api import Browser, Page, WebSocket, expect, sync_playwright
+from playwright.sync_api import Browser, Page, WebSocket, expect
 from prometheus_client.parser import text_string_to_metric_families
 
 from pipeline_poc.chaos.servers import MariaDB, Mongo, Redis
@@ -28,8 +27,8 @@ from pipeline_poc.settings import Settings
 from pipeline_poc.stand_in import StandIn
 from pipeline_poc.testing import NASTY_RECORDS
 from pipeline_poc.web.auth import new_token
+from pipeline_poc_tests.acceptance.conftest import chromium_in
 from pipeline_poc_tests.acceptance.programs import TIMEOUT_S, Programs, until
-from pipeline_poc_tests.acceptance.test_pipeline_page import FLAGS
 from pipeline_poc_tests.conftest import Figures
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
@@ -109,35 +108,21 @@ def served(
     with StandIn() as source:
         source.behaviour = {"malformed": str(len(NASTY_RECORDS))}
         programs.settings["source_url"] = source.url
-        program = programs.start("up")
-        try:
-            program.wait_for("The UI is at")
-            with httpx.Client(
-                base_url=f"http://localhost:{port}",
-                headers={"Authorization": f"Bearer {operate}"},
-                timeout=TIMEOUT_S + 30,
-                trust_env=False,
-            ) as client:
-                yield Served(programs, client, operate, source)
-            program.signal(signal.SIGTERM)
-            assert program.wait() == 0
-            assert "Traceback" not in program.said
-        finally:
-            programs.kill_all()
-            mariadb.start()
-            mariadb.execute("DROP DATABASE rest")
+        client = httpx.Client(
+            base_url=f"http://localhost:{port}",
+            headers={"Authorization": f"Bearer {operate}"},
+            timeout=TIMEOUT_S + 30,
+            trust_env=False,
+        )
+        with client, programs.up():
+            yield Served(programs, client, operate, source)
 
 
 @pytest.fixture(scope="module")
 def browser(served: Served) -> Iterator[Browser]:
     """Chromium, in the environment of the programs."""
-    with sync_playwright() as playwright:
-        environment: dict[str, str | float | bool] = {**served.programs.environment()}
-        browser = playwright.chromium.launch(
-            executable_path=shutil.which("chromium"), args=list(FLAGS), env=environment
-        )
+    with chromium_in(served.programs) as browser:
         yield browser
-        browser.close()
 
 
 def test_trigger_launches_a_run_and_a_second_one_joins(served: Served) -> None:
@@ -292,6 +277,16 @@ def test_live_run_in_the_ui(served: Served, chromium: str, browser: Browser) -> 
     assert len(frames) > before
     assert any(run["runId"] in str(frame) or "RUN_SUCCESS" in str(frame) for frame in frames)
     assert not complaints
+    page.context.close()
+
+
+def test_asset_graph(served: Served, chromium: str, browser: Browser) -> None:
+    """Dagster's page of the asset graph shows both assets and of which kind they are."""
+    page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
+    page.goto(f"{served.url}/login?next=/asset-groups")
+    log_in(page, served.token)
+    for text in ("raw_posts", "migrated_posts", "mongodb", "mysql"):
+        expect(page.get_by_text(text, exact=True).first).to_be_visible(timeout=MOST_MS)
     page.context.close()
 
 

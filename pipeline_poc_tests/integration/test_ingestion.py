@@ -458,7 +458,7 @@ def test_two_ingestions_at_once(services: Services, database: Documents) -> None
     assert (result.ok, result.migrated, result.rows) == (True, 60, 60)
 
 
-@hypothesis_settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@hypothesis_settings(deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     answers=st.lists(
         st.lists(
