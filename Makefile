@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Needs Python 3.11, 3.12 or 3.13 with venv, and nothing else.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint chaos mutations audit fuzz fuzz-api format lock clean mariadb
+.PHONY: help install run test lint chaos mutations audit bench fuzz fuzz-api format lock clean mariadb
 
 # Under 3.14 the embedded MongoDB has no wheel yet.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -68,11 +68,17 @@ fuzz: install  ## Fuzz parser, settings, job payload and cursors by their covera
 		echo "$$target ..." && .venv/bin/python scripts/fuzz $$target --seconds $(SECONDS) || exit 1; done
 
 FAULTS ?= 1000
-POSTS ?= 50000
 KILLS ?= 200
 
+chaos: POSTS ?= 50000
 chaos: install mariadb  ## Break everything while posts flow, then check the promises; SEED=N repeats, about an hour
 	.venv/bin/pipeline-poc chaos --faults $(FAULTS) --posts $(POSTS) --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+
+# Needs nothing of what production needs, and nothing else needs it.
+bench: install mariadb  ## Measure speed, CPU and memory beside others; ONLY=groups, POSTS=, REPEATS=, OUTPUT=folder, ARGS=more
+	@.venv/bin/uv pip install --quiet --python .venv/bin/python --require-hashes --no-deps -r requirements-bench.lock
+	.venv/bin/python -m bench $(if $(POSTS),--posts $(POSTS)) $(if $(REPEATS),--repeats $(REPEATS)) \
+		$(if $(ONLY),--only $(ONLY)) $(if $(OUTPUT),--output $(OUTPUT)) $(ARGS)
 
 mutations: install mariadb  ## Break each promise on purpose, and see that the fault suite finds it
 	MUTATIONS=all .venv/bin/pytest pipeline_poc_tests/chaos/test_mutations.py
@@ -94,6 +100,7 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 lock: install  ## Move the locks to the newest versions that pyproject.toml allows
 	$(COMPILE) --upgrade --extra embedded --group dev pyproject.toml -o requirements.lock
 	$(COMPILE) --upgrade --constraint requirements.lock pyproject.toml -o requirements-production.lock
+	$(COMPILE) --upgrade --constraint requirements.lock --group bench -o requirements-bench.lock
 	$(COMPILE) --upgrade --group fuzz -o requirements-fuzz.lock
 
 clean:  ## Remove what was installed, built and cached; data in .pipeline_poc stay

@@ -9,17 +9,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
-from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import httpx
 import psutil
 import pymongo
 
+from bench.source import await_answer
 from pipeline_poc import embedded
 from pipeline_poc.posts import content_hash, next_version
 
@@ -97,7 +95,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, Any]]
             [sys.executable, "-m", "pipeline_poc", "up"], env=environment, cwd=folder, stdout=log, stderr=log
         )
         try:
-            _await(f"{base}/health/live", 120)
+            await_answer(f"{base}/health/live", 120)
             mongo_url = embedded.running("mongo", folder / "data")
             assert mongo_url
             fill(mongo_url, arguments.posts)
@@ -121,16 +119,6 @@ def _keep_busy(mongo_url: str, posts: int) -> None:
         update = {"$set": {"migrated": False, "migratedAt": None, "batchId": None}}
         ids = {"$gte": FIRST_ID, "$lt": FIRST_ID + posts}
         client["pipeline_poc"]["posts"].update_many({"externalId": ids, "migrated": True}, update)
-
-
-def _await(url: str, timeout_s: float) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        with suppress(httpx.HTTPError):
-            if httpx.get(url, timeout=2).status_code == httpx.codes.OK:
-                return
-        time.sleep(0.5)
-    raise SystemExit(f"{url} does not answer")
 
 
 def _line(result: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime
+from json.encoder import encode_basestring
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
@@ -169,8 +170,16 @@ def unknown_fields(record: Any) -> frozenset[str]:
 
 
 def content_hash(external_id: int, user_id: int, title: str, body: str) -> str:
-    """Return the digest of a post's content: 32 hex digits, equal exactly if all four values are."""
-    content = json.dumps([external_id, user_id, title, body], ensure_ascii=False, separators=(",", ":"))
+    """Return the digest of a post's content: 32 hex digits, equal exactly if all four values are.
+
+    Raises:
+        TypeError, ValueError: A value, in a document that somebody else wrote, is nothing that JSON knows.
+    """
+    if type(external_id) is type(user_id) is int and type(title) is type(body) is str:
+        # The same text as below in a fifth of the time; every post that comes or goes is hashed.
+        content = f"[{external_id},{user_id},{encode_basestring(title)},{encode_basestring(body)}]"
+    else:
+        content = json.dumps([external_id, user_id, title, body], ensure_ascii=False, separators=(",", ":"))
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 

@@ -1,5 +1,6 @@
 """Posts: what is valid is kept as it is, what is not is rejected with a reason, and nothing raises."""
 
+import hashlib
 import json
 import math
 from datetime import UTC, datetime, timedelta
@@ -162,6 +163,16 @@ def test_hashes(one: tuple[int, int, str, str], other: tuple[int, int, str, str]
 def test_the_hash_is_for_ever() -> None:
     """The digest of a content never changes: hashes are stored."""
     assert content_hash(1, 2, "título", 'b"\n') == "1553299a47015e369bf2db7fbc27c752"
+
+
+ANYTHING = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.text(), max_size=2))
+
+
+@given(content=st.tuples(st.integers(), st.integers(), st.text(), st.text()) | st.tuples(*[ANYTHING] * 4))
+def test_the_hash_is_that_of_json(content: tuple[Any, Any, Any, Any]) -> None:
+    """The digest is that of the values as a JSON list, whatever the text, and whatever stands in foreign documents."""
+    text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    assert content_hash(*content) == hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 @given(
