@@ -260,6 +260,7 @@ class Run:
         self._note("settled", self.watch.check_settled(before))
         with self.arena.redis_client() as client:
             client.flushall()
+        self.world.rephrase()
         again = self._act(("ingest", "tick", "work", "reconcile"))
         self._check_done("again", again)
         self._note("run again", differences(before, self.watch.look()))

@@ -280,6 +280,7 @@ class Stack:
         self.result.settled_s = round(time.monotonic() - begun, 1)
         before = self.watch.look()
         self._note("settled", self.watch.check_settled(before))
+        self.world.rephrase()
         self._check_ingestion(programs)
         with self.arena.redis_client() as client:
             client.flushall()

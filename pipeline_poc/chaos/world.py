@@ -125,6 +125,12 @@ class World:
         if not self.now():
             self.come_back()
 
+    def rephrase(self) -> None:
+        """Serve the same posts, their fields in another order: no ETag spares the pipeline a look at each of them."""
+        for place, record in self.served.items():
+            if isinstance(record, dict) and canonical(record) not in self.bad:
+                self.served[place] = dict(reversed(record.items()))
+
     def now(self) -> dict[int, Content]:
         """Return the posts that are served now, as they have to arrive."""
         return {
