@@ -24,6 +24,7 @@ class Fault:
         point: The fail point, and what happens there; empty where it comes from outside.
         begin: Strikes from outside, before the step begins.
         has_struck: Whether the step met it; None where that can be no question.
+        batch: Posts that a batch needs to have, or the step does not meet it.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Fault:
     point: str = ""
     begin: Begin | None = None
     has_struck: HasStruck | None = None
+    batch: int = 0
 
 
 _EVERY: tuple[Role, ...] = ("ingest", "tick", "work", "migrate")
@@ -58,7 +60,10 @@ _NETWORK: dict[str, Callable[[Random], ProxyFault]] = {
     "slow close": lambda _: ProxyFault("slow_close", seconds=0.5),
     "narrow band": lambda _: ProxyFault("bandwidth", bytes_per_s=50_000),
 }
-_MONGO_ERRORS = {"not primary": 10107, "cursor lost": 43, "write conflict": 112}
+_MONGO_ERRORS = {"not primary": 10107, "write conflict": 112}
+_CURSOR_LOST = 43
+_MORE_THAN_ONE_ANSWER = 150
+"""Documents of which a cursor brings the first hundred only."""
 _MARIADB_ERRORS = {
     "deadlock (1213)": (1213, "40001"),
     "lock wait time-out (1205)": (1205, "HY000"),
@@ -115,6 +120,13 @@ def _network() -> Iterator[Fault]:
     for name, code in _MONGO_ERRORS.items():
         begin = _through("mongo", _mongo_error(code))
         yield Fault(f"mongo: {name} ({code})", _EVERY, begin=begin, has_struck=_struck("mongo"))
+    yield Fault(
+        f"mongo: cursor lost ({_CURSOR_LOST})",
+        ("ingest", *_WRITERS),
+        begin=_through("mongo", lambda _: ProxyFault("mongo_error", code=_CURSOR_LOST)),
+        has_struck=_struck("mongo"),
+        batch=_MORE_THAN_ONE_ANSWER,
+    )
 
 
 def _mongo_error(code: int) -> Callable[[Random], ProxyFault]:

@@ -122,15 +122,16 @@ def draw(seed: int, number: int, posts: int, faults: Sequence[str]) -> Plan:
         faults: Names of the faults to draw from.
     """
     rng = Random(f"{seed}/{number}")
-    posts = max(_FEWEST, posts)
     rounds = [_draw_round(faults[number % len(faults)], faults, rng)]
     while rng.random() < 0.3:  # noqa: PLR2004 - one run in three has another round
         rounds.append(_draw_round(rng.choice(faults), faults, rng))
+    batch = max(FAULTS[round_.fault].batch for round_ in rounds)
+    posts = max(_FEWEST, posts, 2 * batch)
     return Plan(
         seed=f"{seed}/{number}",
         migrated_before=rng.choice((0, posts // 4, posts // 2)),
         posts=posts // 2,
-        batch_size=rng.choice((3, 10, 25)),
+        batch_size=max(batch, rng.choice((3, 10, 25))),
         # What nobody expects is tried again, too, but in the end it is for a person.
         attempts=3 if any(FAULTS[round_.fault].point.endswith("=crash") for round_ in rounds) else rng.choice((1, 3)),
         rounds=tuple(rounds),
