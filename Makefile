@@ -70,7 +70,7 @@ fuzz: install  ## Fuzz parser, settings, job payload and cursors by their covera
 FAULTS ?= 1000
 KILLS ?= 200
 
-chaos: POSTS ?= 50000
+chaos: POSTS ?= 52000
 chaos: install mariadb  ## Break everything while posts flow, then check the promises; SEED=N repeats, about an hour
 	.venv/bin/pipeline-poc chaos --faults $(FAULTS) --posts $(POSTS) --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 

@@ -301,9 +301,10 @@ class Proxy:
                 order.struck += 1
                 await self._cut(connection)
             case "latency":
+                # Before the wait, at the end of which the client may have lost patience and gone.
+                order.struck += 1
                 if await order.wait(came + fault.seconds - time.monotonic()):
                     return chunk
-                order.struck += 1
             case "bandwidth":
                 size = max(1, fault.bytes_per_s // _SLICES_PER_S)
                 order.struck += 1

@@ -89,10 +89,13 @@ def document(results: Sequence[RunResult], stack: StackResult | None) -> dict[st
     return {
         "machine": platform.platform(),
         "versions": {name: version(name) for name in ("pipeline-poc", "dagster", "rq", "pymongo", "pymysql", "redis")},
-        "runs": [
-            asdict(result)
-            | {"violations": [{"moment": moment, **asdict(found)} for moment, found in result.violations]}
-            for result in results
-        ],
-        "stack": asdict(stack) if stack else None,
+        "runs": [asdict(result) | _violations(result) for result in results],
+        # `asdict` takes counters apart the wrong way.
+        "stack": asdict(stack) | _violations(stack) | {"blows": dict(stack.blows), "starts": dict(stack.starts)}
+        if stack
+        else None,
     }
+
+
+def _violations(result: RunResult | StackResult) -> dict[str, Any]:
+    return {"violations": [{"moment": moment, **asdict(found)} for moment, found in result.violations]}

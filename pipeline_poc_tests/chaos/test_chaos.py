@@ -48,10 +48,16 @@ def test_fault_runs_break_no_promise(tmp_path: Path, measured: Figures) -> None:
 
 def test_whole_pipeline_breaks_no_promise(tmp_path: Path, measured: Figures) -> None:
     """Daemon, web server, code server, ingestions and workers are killed while posts flow, and all posts arrive."""
-    found = sums(chaos(tmp_path, "--seed", "1", "--faults", "0", "--kills", "3", "--posts", "600"), measured)
+    report = tmp_path / "report.json"
+    found = sums(
+        chaos(tmp_path, "--seed", "1", "--faults", "0", "--kills", "3", "--posts", "600", "--json", str(report)),
+        measured,
+    )
 
     assert found["sigkills"] >= 3
     assert found["posts"] >= 600
+    blows = json.loads(report.read_text())["stack"]["blows"]
+    assert sum(number for name, number in blows.items() if name.startswith("SIGKILL")) == found["sigkills"]
 
 
 def test_same_seed_same_plan() -> None:
