@@ -51,6 +51,9 @@ def run_worker(services: Services, *, burst: bool, close: bool = False) -> int:
     with services.queue.translated():
         worker = MigrationWorker(services, reporter)
     worker.is_paused = services.control().mode == "paused"
+    # RQ sets them after its first words with Redis, which may be frozen; until then a signal would kill, or be lost.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, worker.request_stop)
     housekeeper = threading.Thread(target=_keep_house, args=(services, worker, done), name="housekeeping", daemon=True)
     with Grace(services.settings.shutdown_grace_s, lambda: worker.idle_since, worker.give_back):
         with reporter:
