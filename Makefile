@@ -40,7 +40,7 @@ run: install  ## Start the whole pipeline; Ctrl-C stops it
 	@exec .venv/bin/pipeline-poc up
 
 test: install mariadb lint  ## Lint, then run all tests; ARGS="-k word" goes to pytest, WITHOUT_MYSQL=1 leaves MariaDB out
-	.venv/bin/pytest --numprocesses 3 --dist loadgroup $(if $(WITHOUT_MYSQL),--without-mysql) $(ARGS)
+	.venv/bin/pytest --numprocesses 3 --dist worksteal $(if $(WITHOUT_MYSQL),--without-mysql) $(ARGS)
 
 mariadb:
 ifdef WITHOUT_MYSQL

@@ -47,7 +47,7 @@ _TICK_S = 1.0
 _UI_TIMEOUT_S = 120.0
 _WORKER_GRACE_S = 3.0
 """Workers give their batch back before they would be killed with the other children."""
-_INGESTION_STOP_S = 4.0
+_INGESTION_STOP_S = 2.0
 """So long an ingestion may go on after it was asked to stop."""
 _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -50,7 +50,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker of the tests that need MariaDB."""
+    """Declare the marker of the tests that need MariaDB; take SIGINT for what it usually is."""
+    # A shell ignores it for what it starts in the background, and every program of a test would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     config.addinivalue_line("markers", "mysql: needs MariaDB; set by itself where the fixtures tell")
 
 

@@ -18,7 +18,7 @@ from pipeline_poc.testing import NASTY_RECORDS
 from pipeline_poc_tests.acceptance.conftest import chromium_in
 from pipeline_poc_tests.acceptance.programs import TIMEOUT_S, Programs
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300), pytest.mark.xdist_group("page")]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
 STAGES = ("source", "rawStore", "queue", "workers", "relationalStore")
 PLOTS = ("migratedPerS", "backlog", "lagS")

@@ -31,7 +31,7 @@ from pipeline_poc_tests.acceptance.conftest import chromium_in
 from pipeline_poc_tests.acceptance.programs import TIMEOUT_S, Programs, until
 from pipeline_poc_tests.conftest import Figures
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300), pytest.mark.xdist_group("rest")]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 CASES = int(os.environ.get("CASES", "5"))
