@@ -94,10 +94,10 @@ class Upsert:
         if values is None:
             connection.exec_driver_sql(self._sql, rows)
             return
-        # Without parameters percent signs are the posts' own.
-        plain = connection.execution_options(no_parameters=True)
         for part in _parts(values):
-            plain.exec_driver_sql(f"{self._head}{','.join(part)}{self._tail}")
+            statement = f"{self._head}{','.join(part)}{self._tail}"
+            # Without parameters percent signs are the posts' own.
+            connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
 
 
 def _values(rows: Iterable[Row]) -> list[str] | None:
