@@ -19,6 +19,8 @@ import redis
 from playwright.sync_api import Browser, sync_playwright
 from sqlalchemy.engine import make_url
 
+from pipeline_poc.chaos.servers import MariaDB, Mongo, Redis
+from pipeline_poc.embedded import free_port
 from pipeline_poc_tests.acceptance.jsonplaceholder import JsonPlaceholder
 from pipeline_poc_tests.acceptance.programs import Programs
 from pipeline_poc_tests.conftest import NOT_TESTED, note
@@ -188,6 +190,30 @@ def on_servers(programs: Programs, mongo_url: str, mongo_database: str, redis_ur
             "retry_cap_s": 2,
         }
     return programs
+
+
+@pytest.fixture(scope="module")
+def shared(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    mongo: Mongo,
+    redis_server: Redis,
+    mariadb: MariaDB,
+) -> Programs:
+    """Programs on the servers of the run, all of them empty, for all tests of a file."""
+    for server in (mongo, redis_server, mariadb):
+        server.start()
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushdb()
+    name = request.module.__name__.rpartition(".")[2]
+    return Programs(
+        tmp_path_factory.mktemp(name),
+        mongo_url=mongo.url,
+        mongo_database=name,
+        redis_url=redis_server.url,
+        sql_url=mariadb.url(name),
+        web_port=free_port(),
+    )
 
 
 @pytest.fixture

@@ -8,11 +8,8 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import redis
 from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, expect
 
-from pipeline_poc.chaos.servers import MariaDB, Mongo, Redis
-from pipeline_poc.embedded import free_port
 from pipeline_poc.stand_in import StandIn
 from pipeline_poc.testing import NASTY_RECORDS
 from pipeline_poc_tests.acceptance.conftest import chromium_in
@@ -87,26 +84,12 @@ class Shown:
 
 
 @pytest.fixture(scope="module")
-def shown(
-    tmp_path_factory: pytest.TempPathFactory, mongo: Mongo, redis_server: Redis, mariadb: MariaDB
-) -> Iterator[Shown]:
+def shown(shared: Programs) -> Iterator[Shown]:
     """One `up` on servers, open to everybody on this machine."""
-    for server in (mongo, redis_server, mariadb):
-        server.start()
-    with redis.Redis.from_url(redis_server.url) as client:
-        client.flushdb()
     with StandIn() as source:
-        programs = Programs(
-            tmp_path_factory.mktemp("page"),
-            mongo_url=mongo.url,
-            mongo_database="page",
-            redis_url=redis_server.url,
-            sql_url=mariadb.url("page"),
-            source_url=source.url,
-            web_port=free_port(),
-        )
-        with programs.up():
-            yield Shown(programs, int(str(programs.settings["web_port"])), source)
+        shared.settings["source_url"] = source.url
+        with shared.up():
+            yield Shown(shared, int(str(shared.settings["web_port"])), source)
 
 
 @pytest.fixture(scope="module")

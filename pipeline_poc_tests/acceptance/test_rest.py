@@ -16,11 +16,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-import redis
 from playwright.sync_api import Browser, Page, WebSocket, expect
 from prometheus_client.parser import text_string_to_metric_families
 
-from pipeline_poc.chaos.servers import MariaDB, Mongo, Redis
 from pipeline_poc.embedded import free_port
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
@@ -80,42 +78,29 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(
-    tmp_path_factory: pytest.TempPathFactory, mongo: Mongo, redis_server: Redis, mariadb: MariaDB
-) -> Iterator[Served]:
+def served(shared: Programs) -> Iterator[Served]:
     """One `up` on servers, with both tokens, and a source that has some bad records."""
-    for server in (mongo, redis_server, mariadb):
-        server.start()
-    with redis.Redis.from_url(redis_server.url) as client:
-        client.flushdb()
     (read, read_hash), (operate, operate_hash) = new_token(), new_token()
-    port = free_port()
-    programs = Programs(
-        tmp_path_factory.mktemp("rest"),
-        mongo_url=mongo.url,
-        mongo_database="rest",
-        redis_url=redis_server.url,
-        sql_url=mariadb.url("rest"),
-        web_port=port,
-        api_read_token_hashes=read_hash,
-        api_operate_token_hashes=operate_hash,
-        api_token=read,
-        rate_limit_read="1000000/minute",
-        rate_limit_operate="1000000/minute",
-        heartbeat_interval_s=1,
-        heartbeat_timeout_s=5,
-    )
     with StandIn() as source:
         source.behaviour = {"malformed": str(len(NASTY_RECORDS))}
-        programs.settings["source_url"] = source.url
+        shared.settings |= {
+            "source_url": source.url,
+            "api_read_token_hashes": read_hash,
+            "api_operate_token_hashes": operate_hash,
+            "api_token": read,
+            "rate_limit_read": "1000000/minute",
+            "rate_limit_operate": "1000000/minute",
+            "heartbeat_interval_s": 1,
+            "heartbeat_timeout_s": 5,
+        }
         client = httpx.Client(
-            base_url=f"http://localhost:{port}",
+            base_url=f"http://localhost:{shared.settings['web_port']}",
             headers={"Authorization": f"Bearer {operate}"},
             timeout=TIMEOUT_S + 30,
             trust_env=False,
         )
-        with client, programs.up():
-            yield Served(programs, client, operate, source)
+        with client, shared.up():
+            yield Served(shared, client, operate, source)
 
 
 @pytest.fixture(scope="module")
