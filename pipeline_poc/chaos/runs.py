@@ -298,9 +298,9 @@ class Run:
     def _deliver_again(self, times: int) -> None:
         if times > 1:
             with self.arena.redis_client() as client:
-                for job in client.lrange(QUEUE_KEY, 0, -1):
-                    for _ in range(times - 1):
-                        client.rpush(QUEUE_KEY, job)
+                # Each once: rounds in which nobody works would multiply what the ones before have added.
+                for job in set(client.lrange(QUEUE_KEY, 0, -1)):
+                    client.rpush(QUEUE_KEY, *[job] * (times - 1))
 
 
 def _around(role: Role) -> tuple[tuple[Role, ...], tuple[Role, ...]]:
