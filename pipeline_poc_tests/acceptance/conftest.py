@@ -1,6 +1,6 @@
 """Fixtures of the acceptance tests: programs, and what they need beyond the package itself.
 
-Node and Chromium are not needed to use the pipeline. Where one is missing, the tests that need it
+Node, Chromium and promtool are not needed to use the pipeline. Where one is missing, the tests that need it
 fail in CI; elsewhere they are left out, and the end of the run says so.
 """
 
@@ -60,6 +60,7 @@ NODE = Tool(
     "sudo apt-get install nodejs npm",
 )
 CHROMIUM = Tool("chromium", ("chromium",), "the UI in a browser", "sudo apt-get install chromium")
+PROMTOOL = Tool("promtool", ("promtool",), "the alert rules", "sudo apt-get install prometheus")
 CHROMIUM_FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -154,7 +155,7 @@ class Stores:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     """Leave out what needs a missing tool, but for CI."""
     yield  # Here -k and -m choose.
-    for tool in (NODE, CHROMIUM):
+    for tool in (NODE, CHROMIUM, PROMTOOL):
         needing = [item for item in items if tool.fixture in getattr(item, "fixturenames", ())]
         if needing and tool.is_missing and not os.environ.get("CI"):
             items[:] = [item for item in items if item not in needing]
@@ -228,6 +229,14 @@ def chromium() -> str:
     if CHROMIUM.is_missing:
         pytest.fail(CHROMIUM.complaint)
     return str(shutil.which("chromium"))
+
+
+@pytest.fixture
+def promtool() -> str:
+    """Path of Prometheus's checker of rules."""
+    if PROMTOOL.is_missing:
+        pytest.fail(PROMTOOL.complaint)
+    return str(shutil.which("promtool"))
 
 
 @pytest.fixture
