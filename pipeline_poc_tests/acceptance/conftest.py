@@ -1,7 +1,7 @@
 """Fixtures of the acceptance tests: programs, and what they need beyond the package itself.
 
-Node, Chromium and promtool are not needed to use the pipeline. Where one is missing, the tests that need it
-fail in CI; elsewhere they are left out, and the end of the run says so.
+Node, Chromium, promtool and kubectl are not needed to use the pipeline. Where one is missing, the tests that need it
+fail in CI, but for kubectl; elsewhere they are left out, and the end of the run says so.
 """
 
 import os
@@ -35,12 +35,14 @@ class Tool:
         commands: Its executables, all of them needed.
         proves: What is not tested without it.
         remedy: The line to type.
+        is_optional: Whether CI may do without, too; the end of the run says so all the same.
     """
 
     fixture: str
     commands: tuple[str, ...]
     proves: str
     remedy: str
+    is_optional: bool = False
 
     @property
     def is_missing(self) -> bool:
@@ -61,6 +63,13 @@ NODE = Tool(
 )
 CHROMIUM = Tool("chromium", ("chromium",), "the UI in a browser", "sudo apt-get install chromium")
 PROMTOOL = Tool("promtool", ("promtool",), "the alert rules", "sudo apt-get install prometheus")
+KUBECTL = Tool(
+    "kubectl",
+    ("kubectl",),
+    "how the kustomizations are rendered",
+    "https://kubernetes.io/docs/tasks/tools/ (Debian 12 has one that is too old)",
+    is_optional=True,
+)
 CHROMIUM_FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -155,9 +164,9 @@ class Stores:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> Iterator[None]:
     """Leave out what needs a missing tool, but for CI."""
     yield  # Here -k and -m choose.
-    for tool in (NODE, CHROMIUM, PROMTOOL):
+    for tool in (NODE, CHROMIUM, PROMTOOL, KUBECTL):
         needing = [item for item in items if tool.fixture in getattr(item, "fixturenames", ())]
-        if needing and tool.is_missing and not os.environ.get("CI"):
+        if needing and tool.is_missing and (tool.is_optional or not os.environ.get("CI")):
             items[:] = [item for item in items if item not in needing]
             note(config, f"{NOT_TESTED}: programs are missing", f"{len(needing)} tests left out: {tool.complaint}")
             config.hook.pytest_deselected(items=needing)
@@ -223,20 +232,28 @@ def stores(on_servers: Programs) -> Stores:
     return Stores(on_servers)
 
 
+def _path(tool: Tool) -> str:
+    if tool.is_missing:
+        pytest.fail(tool.complaint)
+    return str(shutil.which(tool.commands[0]))
+
+
 @pytest.fixture
 def chromium() -> str:
     """Path of the browser."""
-    if CHROMIUM.is_missing:
-        pytest.fail(CHROMIUM.complaint)
-    return str(shutil.which("chromium"))
+    return _path(CHROMIUM)
 
 
 @pytest.fixture
 def promtool() -> str:
     """Path of Prometheus's checker of rules."""
-    if PROMTOOL.is_missing:
-        pytest.fail(PROMTOOL.complaint)
-    return str(shutil.which("promtool"))
+    return _path(PROMTOOL)
+
+
+@pytest.fixture
+def kubectl() -> str:
+    """Path of the program that renders kustomizations."""
+    return _path(KUBECTL)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 import pytest
-import yaml  # type: ignore[import-untyped]
+import yaml
 
 from pipeline_poc.cli import cli
 
