@@ -32,7 +32,7 @@ from pipeline_poc_tests.conftest import Figures
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
-CASES = int(os.environ.get("CASES", "5"))
+CASES = int(os.environ.get("CASES", "3"))
 """Random requests that schemathesis makes for each operation, beside those that cover its schema."""
 PAGES = {"GET /pipeline", "GET /docs", "GET /openapi.json", "GET /login", "POST /login", "POST /logout"}
 """What is documented, though no part of the schema."""
