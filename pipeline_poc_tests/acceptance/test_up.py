@@ -94,24 +94,27 @@ def source(stand_in: StandIn, programs: Programs) -> StandIn:
     return stand_in
 
 
-def test_once_migrates_all_and_again_finds_all(programs: Programs, stand_in: StandIn) -> None:
-    """`up --once` migrates every post and exits 0; a second one finds them, and puts bad records aside.
-
-    Without SOURCE_URL and internet the bundled stand-in is the source of the first, and the screen says so.
-    """
-    first = programs.run("up", "--once")
-    assert first.status == 0, first.said
-    assert "https://jsonplaceholder.typicode.com/posts can't be reached" in first.out
-    assert "stand-in with made-up posts" in first.out
-    for line in ("new               100", "reconciliation     ok  100 posts and 100 rows"):
-        assert line in first.out
-    assert len(rows(programs.data_dir)) == 100
+def test_once_migrates_all_and_again_finds_all(programs: Programs, source: StandIn) -> None:
+    """`up --once` migrates every post and exits 0; a second one finds them, and puts bad records aside."""
+    first = programs.ask("up", "--once")
+    assert first["ok"]
+    assert (first["ingestion"]["fetched"], first["ingestion"]["new"]) == (100, 100)
+    assert (first["reconciliation"]["migrated"], first["reconciliation"]["rows"]) == (100, 100)
     assert not programs.processes(), "embedded services outlive `up`"
-    stand_in.behaviour = {"malformed": "17"}
-    second = programs.run("up", "--once", source_url=stand_in.url)
+    source.behaviour = {"malformed": "17"}
+    second = programs.run("up", "--once")
     assert second.status == 0, second.said
     for line in ("new                 0", "unchanged         100", "quarantined        17", "reconciliation     ok"):
         assert line in second.out
+    assert len(rows(programs.data_dir)) == 100
+
+
+def test_stand_in_replaces_the_unreachable_public_api(programs: Programs) -> None:
+    """Without SOURCE_URL and internet the bundled stand-in is the source, and the screen says so."""
+    result = programs.run("up", "--once")
+    assert result.status == 0, result.said
+    assert "https://jsonplaceholder.typicode.com/posts can't be reached" in result.out
+    assert "stand-in with made-up posts" in result.out
     assert len(rows(programs.data_dir)) == 100
 
 
@@ -194,9 +197,10 @@ def test_port_in_use(programs: Programs, mongo_url: str, redis_url: str) -> None
 def test_leftovers_of_a_killed_up_are_healed(programs: Programs, source: StandIn, port: int) -> None:
     """What `kill -9` of `up` leaves behind is ended by the next one, which migrates the rest."""
     program = programs.start("up", web_port=port)
-    until(lambda: len(programs.processes("worker")) == 2, "the workers start")
+    program.wait_for("The UI is at")
     program.kill()
-    assert len(programs.processes("worker")) == 2
+    leftovers = {process.pid for process in programs.processes("worker")}
+    assert leftovers
     source.behaviour = {"n": "150"}
     result = programs.run("up", "--once")
     assert result.status == 0, result.said
