@@ -232,7 +232,8 @@ def stores(on_servers: Programs) -> Stores:
     return Stores(on_servers)
 
 
-def _path(tool: Tool) -> str:
+def _required(tool: Tool) -> str:
+    """Return the path of a tool; where it is missing, the test fails."""
     if tool.is_missing:
         pytest.fail(tool.complaint)
     return str(shutil.which(tool.commands[0]))
@@ -241,25 +242,24 @@ def _path(tool: Tool) -> str:
 @pytest.fixture
 def chromium() -> str:
     """Path of the browser."""
-    return _path(CHROMIUM)
+    return _required(CHROMIUM)
 
 
 @pytest.fixture
 def promtool() -> str:
     """Path of Prometheus's checker of rules."""
-    return _path(PROMTOOL)
+    return _required(PROMTOOL)
 
 
 @pytest.fixture
 def kubectl() -> str:
     """Path of the program that renders kustomizations."""
-    return _path(KUBECTL)
+    return _required(KUBECTL)
 
 
 @pytest.fixture
 def jsonplaceholder_server(tmp_path: Path) -> Iterator[JsonPlaceholder]:
     """The server that the public API runs, from npm; installed once for this user."""
-    if NODE.is_missing:
-        pytest.fail(NODE.complaint)
+    _required(NODE)
     with JsonPlaceholder(tmp_path) as server:
         yield server
