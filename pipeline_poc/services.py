@@ -111,9 +111,12 @@ class Services:
 
     @_opened
     def source(self) -> Source:
-        """The API: SOURCE_URL, else the stand-in where `up` had to start it, else the public API."""
+        """The API: SOURCE_URL, else the stand-in in tests or where `up` had to start it, else the public API."""
         settings = self.settings
-        stand_in = embedded.running("source", settings.data_dir) if settings.may_use_stand_in else None
+        stand_in = None
+        if settings.may_use_stand_in:
+            is_test = settings.environment == "test"
+            stand_in = self._embedded("source") if is_test else embedded.running("source", settings.data_dir)
         source = Source(
             settings.source_url.get_secret_value() if settings.source_url else stand_in or PUBLIC_SOURCE_URL,
             timeout_s=settings.source_timeout_s,

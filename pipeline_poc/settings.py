@@ -1,12 +1,15 @@
 """The settings: read once by an entry point, validated as a whole, passed as arguments.
 
 This module is the only reader of the environment. `load_settings` reads the environment and
-`.env` (the environment wins); `.env.example` lists every setting with its default.
+`.env` (the environment wins), and secrets from the files that they name as ``<NAME>_FILE``.
+`.env.example` and docs/settings.md list every setting; scripts/settings-docs writes both.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Literal, get_args
+from urllib.parse import unquote, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -14,10 +17,18 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
-    model_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from pipeline_poc import failpoints
 from pipeline_poc.errors import SettingsError
@@ -28,6 +39,8 @@ PUBLIC_SOURCE_URL = "https://jsonplaceholder.typicode.com/posts"
 
 
 _SECRET_MIN = 32
+_KNOWN_PASSWORDS = frozenset({"", "123456", "admin", "change-me", "changeme", "password", "root", "secret"})
+"""Passwords that everybody tries first, and those of our examples; the user's own name is another one."""
 
 
 def _url_of(*schemes: str) -> AfterValidator:
@@ -65,6 +78,59 @@ def _fail_points(value: str) -> str:
     return value
 
 
+def _has_known_password(url: str) -> bool:
+    parts = urlsplit(url)
+    user, colon, password = map(unquote, parts.netloc.rpartition("@")[0].partition(":"))
+    if not colon:
+        # MySQL takes that for an empty password; with others it means a certificate, or nobody has to log in.
+        return bool(user) and parts.scheme.startswith(("mysql", "mariadb"))
+    return password.lower() in _KNOWN_PASSWORDS or password == user
+
+
+@dataclass(frozen=True, slots=True)
+class _Unusable:
+    """Stands where a value should, and says why there is none."""
+
+    problem: str
+
+
+class _SecretFiles(PydanticBaseSettingsSource):
+    """Secrets from files, as Docker and Kubernetes mount them: ``<NAME>_FILE`` names the file with NAME.
+
+    Args:
+        settings_cls: The settings.
+        sources: Environment and `.env`; a secret that is there as well is an error.
+    """
+
+    def __init__(self, settings_cls: type[BaseSettings], *sources: PydanticBaseSettingsSource) -> None:
+        super().__init__(settings_cls)
+        self._given = [source.env_vars for source in sources if isinstance(source, EnvSettingsSource)]
+
+    def __call__(self) -> dict[str, Any]:
+        """Return the secrets that files are named for."""
+        found = {name: self.get_field_value(self.settings_cls.model_fields[name], name)[0] for name in SECRETS}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002 - as asked for
+        """Return the content of the file; None where none is named."""
+        variable = file_variable(field_name)
+        path = self._variable(variable.lower())
+        value: str | _Unusable | None = None
+        if path is not None and self._variable(field_name) is not None:
+            value = _Unusable(f"is given by {variable}, too: unset one of them")
+        elif path is not None:
+            try:
+                value = Path(path).read_text(encoding="utf-8").rstrip("\n")
+            except OSError as error:  # The path is not told: it might be the secret, put into the wrong variable.
+                value = _Unusable(f"can't be read from the file that {variable} names: {error.strerror}")
+            except ValueError:
+                value = _Unusable(f"can't be read from the file that {variable} names: it is not UTF-8")
+        return value, field_name, False
+
+    def _variable(self, name: str) -> str | None:
+        return next((value for given in self._given if (value := given.get(name)) is not None), None)
+
+
 class Settings(BaseSettings):
     """Everything that can be set; each field is the environment variable of the same name.
 
@@ -72,6 +138,14 @@ class Settings(BaseSettings):
     """
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_file_encoding="utf-8", hide_input_in_errors=True)
+
+    # These two stand first: what others may be depends on them.
+    environment: Literal["development", "test", "production"] = Field(
+        "development",
+        description="`production` refuses what is good for a trial only; `test` takes made-up posts where no source "
+        "and no store is set.",
+    )
+    allow_embedded_stores: bool = Field(False, description="In production: stores may be embedded ones.")
 
     source_url: Annotated[SecretStr, _url_of("http", "https")] | None = Field(
         None, description=f"The API to ingest. Unset: {PUBLIC_SOURCE_URL}"
@@ -182,22 +256,69 @@ class Settings(BaseSettings):
         "auto", description="`text` for people, `json` for machines; `auto`: text on a terminal, else JSON."
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - a whole folder of secrets is not read
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Read arguments, files of secrets, environment and `.env`; what comes first wins."""
+        files = _SecretFiles(settings_cls, env_settings, dotenv_settings)
+        return init_settings, files, env_settings, dotenv_settings
+
     @field_validator("*", mode="before")
     @classmethod
-    def _not_empty(cls, value: Any) -> Any:
+    def _usable(cls, value: Any) -> Any:
+        if isinstance(value, _Unusable):
+            raise ValueError(value.problem)  # noqa: TRY004 - what pydantic takes for a wrong value
         if value == "":
             raise ValueError("is set, but empty; unset it to get the default")
         return value
 
-    @model_validator(mode="after")
-    def _fit_together(self) -> Self:
-        if self.heartbeat_timeout_s < 2 * self.heartbeat_interval_s:
-            raise ValueError("HEARTBEAT_TIMEOUT_S must be at least twice HEARTBEAT_INTERVAL_S")
-        if self.session_secret and len(self.session_secret.get_secret_value()) < _SECRET_MIN:
-            raise ValueError(f"SESSION_SECRET must have at least {_SECRET_MIN} characters")
-        if self.retry_cap_s < self.retry_base_s:
-            raise ValueError("RETRY_CAP_S must not be below RETRY_BASE_S")
-        return self
+    @field_validator("mongo_url", "redis_url", "sql_url")
+    @classmethod
+    def _store_fit_for_production(cls, value: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if info.data.get("environment") != "production":
+            return value
+        if value is None and not info.data.get("allow_embedded_stores"):
+            raise ValueError("is not set, and ENVIRONMENT is production: set it, or ALLOW_EMBEDDED_STORES=true")
+        if value and _has_known_password(value.get_secret_value()):
+            raise ValueError("has no password, or one that everybody knows, and ENVIRONMENT is production: change it")
+        return value
+
+    @field_validator("fail_points")
+    @classmethod
+    def _no_faults_in_production(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value and info.data.get("environment") == "production":
+            raise ValueError("is for tests of faults, and ENVIRONMENT is production: unset it")
+        return value
+
+    # Each looks at settings that stand above its own; one that looked at the whole would be asked only once all else
+    # is right, and what is wrong has to be named at once.
+
+    @field_validator("heartbeat_timeout_s")
+    @classmethod
+    def _above_interval(cls, value: float, info: ValidationInfo) -> float:
+        if value < 2 * info.data.get("heartbeat_interval_s", 0):
+            raise ValueError("must be at least twice HEARTBEAT_INTERVAL_S")
+        return value
+
+    @field_validator("retry_cap_s")
+    @classmethod
+    def _above_base(cls, value: float, info: ValidationInfo) -> float:
+        if value < info.data.get("retry_base_s", 0):
+            raise ValueError("must not be below RETRY_BASE_S")
+        return value
+
+    @field_validator("session_secret")
+    @classmethod
+    def _long_enough(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and len(value.get_secret_value()) < _SECRET_MIN:
+            raise ValueError(f"must have at least {_SECRET_MIN} characters")
+        return value
 
     @property
     def source_policy(self) -> RetryPolicy:
@@ -211,8 +332,42 @@ class Settings(BaseSettings):
 
     @property
     def may_use_stand_in(self) -> bool:
-        """Whether made-up posts can do no harm: no source and no store is set, all is embedded."""
-        return not any((self.source_url, self.mongo_url, self.redis_url, self.sql_url))
+        """Whether made-up posts can do no harm: no source and no store is set, and it is not production."""
+        is_set = any((self.source_url, self.mongo_url, self.redis_url, self.sql_url))
+        return self.environment != "production" and not is_set
+
+
+def _mentions(annotation: Any, wanted: type) -> bool:
+    return annotation is wanted or any(_mentions(part, wanted) for part in get_args(annotation))
+
+
+SECRETS = frozenset(
+    name for name, field in Settings.model_fields.items() if not field.repr or _mentions(field.annotation, SecretStr)
+)
+"""The settings that are never shown, and that may come from files."""
+
+
+def file_variable(secret: str) -> str:
+    """Return the variable that names the file of a secret."""
+    return f"{secret.upper()}_FILE"
+
+
+def given(env_file: Path | None = Path(".env")) -> dict[str, Mapping[str, str | None]]:
+    """Return the variables of the environment, and those of the file, each by their names in small letters.
+
+    Raises:
+        SettingsError: The file can't be read.
+    """
+    environment = EnvSettingsSource(Settings).env_vars
+    try:
+        return {"environment": environment, str(env_file): DotEnvSettingsSource(Settings, env_file).env_vars}
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(env_file, error) from None
+
+
+def _unreadable(env_file: Path | None, error: OSError | UnicodeDecodeError) -> SettingsError:
+    problem = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+    return SettingsError(f"{env_file} can't be read: {problem}")
 
 
 def load_settings(*, env_file: Path | None = Path(".env"), **overrides: Any) -> Settings:
@@ -228,8 +383,7 @@ def load_settings(*, env_file: Path | None = Path(".env"), **overrides: Any) -> 
     try:
         return Settings(_env_file=env_file, **overrides)
     except (OSError, UnicodeDecodeError) as error:
-        problem = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
-        raise SettingsError(f"{env_file} can't be read: {problem}") from None
+        raise _unreadable(env_file, error) from None
     except ValidationError as error:
         problems = [
             f"{str(*problem['loc'][:1]).upper()} {problem['msg'].removeprefix('Value error, ')}".strip()

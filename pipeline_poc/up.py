@@ -301,6 +301,8 @@ def first_pass_and_stay(
 def _use_stand_in_if_offline(services: Services, console: Console) -> None:
     try:
         services.source.ping()
+        if services.source.is_stand_in:
+            console.print("[yellow]The source is the stand-in: its posts are made up.[/]\n")
     except TransientError as error:
         logger.info("stand-in used", extra={"reason": str(error)})
         services.start_stand_in()

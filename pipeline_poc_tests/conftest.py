@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from pipeline_poc.chaos.servers import MariaDB, Mongo, Redis
-from pipeline_poc.settings import Settings
+from pipeline_poc.settings import Settings, file_variable
 from pipeline_poc.stand_in import StandIn
 
 NOT_TESTED = "NOT TESTED"
@@ -108,6 +108,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """No test sees the settings of the person who runs it, nor a .env of theirs."""
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
+        monkeypatch.delenv(file_variable(name), raising=False)
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     monkeypatch.chdir(tmp_path)
 

@@ -113,11 +113,16 @@ def new_token() -> tuple[str, str]:
 
 
 def check_binding(settings: Settings) -> None:
-    """Refuse to listen to other machines where nobody needs a token.
+    """Refuse to listen to other machines where nobody needs a token, and in production where no token may act.
 
     Raises:
         SettingsError: Names what to set.
     """
+    if settings.environment == "production" and not settings.api_operate_token_hashes:
+        raise SettingsError(
+            "API_OPERATE_TOKEN_HASHES is not set, and ENVIRONMENT is production: make a token with "
+            "`pipeline-poc token` and put its hash there"
+        )
     if Authenticator(settings).required or is_loopback(settings.web_host):
         return
     raise SettingsError(

@@ -8,8 +8,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +26,7 @@ from pipeline_poc.web.auth import new_token
 from pipeline_poc_tests.acceptance.conftest import chromium_in
 from pipeline_poc_tests.acceptance.programs import TIMEOUT_S, Programs, until
 from pipeline_poc_tests.conftest import Figures
+from pipeline_poc_tests.scripts import script
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
@@ -375,17 +374,6 @@ def settings_of(served: Served) -> Settings:
         name: served.programs.settings[name] for name in ("mongo_url", "mongo_database", "redis_url", "sql_url")
     }
     return Settings(_env_file=None, **values)
-
-
-def script(name: str) -> Any:
-    """Load a script as a module."""
-    loader = SourceFileLoader(name.replace("-", "_"), str(ROOT / "scripts" / name))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec
-    module = module_from_spec(spec)
-    sys.modules[loader.name] = module  # Dataclasses look for it there.
-    loader.exec_module(module)
-    return module
 
 
 def structure(value: Any) -> Any:

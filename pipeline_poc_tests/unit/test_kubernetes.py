@@ -18,6 +18,7 @@ from dagster._daemon.cli import create_dagster_daemon_cli
 from pipeline_poc.cli import cli
 from pipeline_poc.errors import SettingsError
 from pipeline_poc.settings import Settings, load_settings
+from pipeline_poc.web.auth import check_binding
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "deploy" / "kubernetes"
@@ -103,16 +104,19 @@ def test_the_settings_are_good_ones_and_the_example_of_secrets_is_refused(monkey
     secret = named("Secret", "pipeline-poc")["stringData"]
     for name, value in {**VARIABLES, **secret}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(SettingsError, match="API_OPERATE_TOKEN_HASHES"):
+    with pytest.raises(SettingsError) as refused:
         load_settings(env_file=None)
+    unchanged = {name for name, value in secret.items() if "CHANGE-ME" in value and not name.startswith("DAGSTER_")}
+    assert {problem.partition(" ")[0] for problem in str(refused.value).split("; ")} == unchanged
+    assert len(unchanged) == 5
 
-    monkeypatch.setenv("API_OPERATE_TOKEN_HASHES", "0" * 64)
-    with pytest.raises(SettingsError, match="SESSION_SECRET"):
-        load_settings(env_file=None)
-
-    monkeypatch.setenv("SESSION_SECRET", "x" * 32)
+    real = {name: secret[name].replace("CHANGE-ME", "x" * 32) for name in unchanged}
+    for name, value in {**real, "API_OPERATE_TOKEN_HASHES": "0" * 64}.items():
+        monkeypatch.setenv(name, value)
     settings = load_settings(env_file=None)
+    check_binding(settings)
 
+    assert settings.environment == "production"
     assert settings.web_host == "0.0.0.0"
     assert str(settings.dagster_home) == "/dagster"
 

@@ -112,3 +112,13 @@ def test_binding_to_others(host: str) -> None:
         check_binding(Settings(_env_file=None, web_host=host))
     check_binding(Settings(_env_file=None, web_host=host, api_read_token_hashes=(READ_HASH,)))
     check_binding(Settings(_env_file=None, web_host=host, api_operate_token_hashes=(READ_HASH,)))
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+def test_production_needs_a_token_that_may_act(host: str) -> None:
+    """In production the server does not start without one, for whomever it listens to, and says what to do."""
+    production: dict[str, Any] = {"environment": "production", "allow_embedded_stores": True, "web_host": host}
+    for hashes in (None, (READ_HASH,)):
+        with pytest.raises(SettingsError, match=r"API_OPERATE_TOKEN_HASHES is not set.*`pipeline-poc token`"):
+            check_binding(Settings(_env_file=None, **production, api_read_token_hashes=hashes))
+    check_binding(Settings(_env_file=None, **production, api_operate_token_hashes=(OPERATE_HASH,)))
