@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Needs Python 3.11, 3.12 or 3.13 with venv, and nothing else.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint chaos mutations audit bench fuzz fuzz-api format lock clean mariadb
+.PHONY: help install run test lint chaos mutations audit bench fuzz fuzz-api dist check-dist format lock clean mariadb
 
 # Under 3.14 the embedded MongoDB has no wheel yet.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -49,12 +49,14 @@ else
 	@scripts/ensure-mariadb
 endif
 
-lint: install  ## Check style, types and the direction of imports
+lint: install  ## Check style, types, the direction of imports, Dockerfile and workflows
 	.venv/bin/ruff check --quiet
 	.venv/bin/ruff format --check --quiet
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
 	.venv/bin/bandit --quiet --recursive --configfile pyproject.toml pipeline_poc
+	.venv/bin/hadolint Dockerfile
+	.venv/bin/zizmor --quiet --offline .github
 
 audit: install  ## Look for known vulnerabilities of what is locked; ADVISORIES=folder looks into a copy, offline
 	@.venv/bin/python scripts/audit $(if $(ADVISORIES),--advisories $(ADVISORIES)) requirements.lock requirements-production.lock
@@ -89,6 +91,13 @@ CASES ?= 400
 fuzz-api: install  ## Send thousands of requests to the endpoints of a pipeline at URL, as operator with API_TOKEN
 	@test -n "$$API_TOKEN" || { echo 'API_TOKEN is not set: a token with the scope `operate`' >&2; exit 1; }
 	.venv/bin/schemathesis run $(URL)/openapi.json --checks all --max-examples $(CASES)
+
+dist: install  ## Build sdist and wheel of the last commit into dist, the same bytes anywhere
+	@rm -rf dist
+	@.venv/bin/python scripts/build-dist
+
+check-dist: dist  ## Prove that both are reproducible and complete, and run from an empty environment
+	@scripts/check-dist
 
 format: install  ## Format the code and mend what can be mended
 	.venv/bin/ruff check --fix

@@ -32,7 +32,7 @@ def test_every_dependency_is_pinned_with_hashes(name: str) -> None:
 def test_the_locks_are_the_ones_that_are_used() -> None:
     """Whatever installs from a lock insists on its hashes."""
     assert {"requirements.lock", "requirements-production.lock", "requirements-fuzz.lock"} <= set(LOCKS)
-    for name in ("Makefile", "Dockerfile"):
+    for name in ("Makefile", "Dockerfile", "scripts/check-dist"):
         text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
         installing = [line for line in text.splitlines() if re.search(r"(?:install|sync) --.*\.lock", line)]
         assert installing, name

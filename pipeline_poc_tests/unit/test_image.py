@@ -1,0 +1,67 @@
+"""The image: what it is made of is there, and its health check is that of the program which a container runs."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from starlette.applications import Starlette
+
+from pipeline_poc.embedded import free_port
+from pipeline_poc.settings import Settings
+from pipeline_poc_tests.scripts import script
+from pipeline_poc_tests.web.serving import served
+
+ROOT = Path(__file__).parents[2]
+PYTHON = ["/venv/bin/python", "/venv/bin/pipeline-poc"]
+
+
+@pytest.fixture
+def check() -> Any:
+    """The health check of a container."""
+    return script("healthcheck").check
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "pipeline.example.org"])
+def test_a_web_server_is_healthy_while_it_answers(check: Any, name: str, tmp_path: Path) -> None:
+    """A web server is healthy whatever it is called, with its stores away, and until it is gone."""
+    settings = Settings(
+        _env_file=None,
+        mongo_url=SecretStr("mongodb://127.0.0.1:9"),
+        redis_url=SecretStr("redis://127.0.0.1:9"),
+        sql_url=SecretStr("mysql://user@127.0.0.1:9/posts"),
+        web_allowed_hosts=(name,),
+        data_dir=tmp_path,
+    )
+    with served(settings, Starlette()) as web:
+        port = web.base_url.port
+        assert port
+        assert check([*PYTHON, "webserver", "--workspace", "workspace.yaml", ""], port)
+    with pytest.raises(ConnectionRefusedError):
+        check(["/sbin/docker-init", "--", "pipeline-poc", "webserver", ""], port)
+
+
+def test_a_code_server_is_healthy_while_it_listens(check: Any) -> None:
+    """A code server is healthy while its port takes connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        command = ["dagster", "api", "grpc", "--host", "0.0.0.0", "--port", str(server.getsockname()[1]), ""]
+        assert check(command, free_port())
+    with pytest.raises(ConnectionRefusedError):
+        check(command, free_port())
+
+
+@pytest.mark.parametrize("command", [["worker"], ["token"]])
+def test_what_serves_nobody_is_healthy(check: Any, command: list[str]) -> None:
+    """A worker is asked nothing: it ends where it can't go on."""
+    assert check([*PYTHON, *command, ""], free_port())
+
+
+def test_what_is_copied_reaches_the_builder() -> None:
+    """What the Dockerfile copies is there, and is just what .dockerignore lets through."""
+    lines = (ROOT / "Dockerfile").read_text(encoding="utf-8").splitlines()
+    copies = [line.split()[1:-1] for line in lines if line.startswith("COPY ") and "--from" not in line]
+    copied = {name for names in copies for name in names if not name.startswith("--")}
+    assert all((ROOT / name).exists() for name in copied)
+    ignored = (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
+    assert copied == {line.removeprefix("!") for line in ignored if line.startswith("!")}
