@@ -136,7 +136,7 @@ def _requeue_records(
         known = raw_store.versions(ids)
     if accepted:
         # What the source serves is right in the end: it has to be asked for everything, not for changes.
-        raw_store.forget_etags()
+        raw_store.forget_answers()
     done = [record.fingerprint for record, post in accepted if post.is_stored(known)]
     result.superseded += len(valid) - len(done)
     result.requeued += quarantine.remove_records(done)

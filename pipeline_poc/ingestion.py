@@ -4,7 +4,7 @@ import hashlib
 import heapq
 import logging
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -16,18 +16,18 @@ from pipeline_poc.errors import PipelineError, TerminalError, mask_secrets
 from pipeline_poc.ledger import Ledger
 from pipeline_poc.posts import Post, RejectedRecord, content_hash, parse, reject, unknown_fields
 from pipeline_poc.raw_store import HashedPost, RawStore
-from pipeline_poc.source import Source
+from pipeline_poc.source import Answer, Source
 
 logger = logging.getLogger(__name__)
 
-_ETAG_MAX_AGE = timedelta(hours=24)
+_ANSWER_MAX_AGE = timedelta(hours=24)
 """A source is asked for everything at least so often, whatever it says about changes."""
 _UNKNOWN_FIELDS_MAX = 100
 """So many names of unknown fields are counted, and so many characters of each: they end in logs and metadata."""
 _STATE_VERSION = 1
-"""To be raised when a post is parsed or hashed in another way: makes every ETag invalid."""
+"""To be raised when a post is parsed or hashed in another way: makes every answer that is kept useless."""
 _SAMPLE = 50
-"""Posts of an answer that have to be stored still, for its ETag to be used."""
+"""Posts of an answer that have to be stored still, for its ETag and digest to be used."""
 _CURRENT_SOURCE = "source"
 
 
@@ -36,7 +36,8 @@ class IngestionResult:
     """What an ingestion did: ``fetched = new + changed + unchanged + quarantined``.
 
     Attributes:
-        not_modified: The source said that nothing changed since the last ingestion.
+        not_modified: Nothing changed since the last ingestion: the source said so, or its answer was the same, byte by
+            byte.
         served_nothing: The source served an empty list, though posts are stored; they stay.
         batches: Ids of the batches written.
         reasons: Number of quarantined records by reason code.
@@ -161,31 +162,26 @@ def read(
 ) -> Generator[ParsedBatch, None, None]:
     """Fetch and yield batches of records to `store`, one at a time.
 
-    A batch counts as stored when the next one is asked for; when all are, the ETag is kept.
+    A batch counts as stored when the next one is asked for; when all are, the answer's ETag and digest are kept.
     Raises as `ingest` does.
     """
     state_key = hashlib.blake2b(source.url.encode(), digest_size=16).hexdigest()
     state = _load_state(state_key, raw_store)
-    with source.fetch(_usable_etag(state, raw_store)) as answer:
+    last = state if _is_usable(state, raw_store) else {}
+    with source.fetch(last.get("etag"), last.get("digest")) as answer:
         result.not_modified = answer.not_modified
         result.fetched = answer.count
         result.served_nothing = not answer.not_modified and not answer.count and raw_store.has_posts()
         seen = _SeenIds()
         sample: list[HashedPost] = []
-        batch = ParsedBatch()
-        for record in answer.records():
-            _add(batch, record, result)
-            if batch.size >= batch_size:
-                yield (checked := _checked(batch, seen, raw_store))
-                sample = _sample(sample, checked)
-                batch = ParsedBatch()
-        if batch.size:
+        for batch in _parsed(answer, result, batch_size):
             yield (checked := _checked(batch, seen, raw_store))
             sample = _sample(sample, checked)
         _finish(result)
         if not answer.not_modified:
             values = {
                 "etag": answer.etag,
+                "digest": answer.digest,
                 "ingestedAt": result.started_at,
                 "version": _STATE_VERSION,
                 "sample": [hashed.post.external_id for hashed in sample],
@@ -238,22 +234,34 @@ def take_over(batch_id: str, created_at: datetime, raw_store: RawStore, ledger: 
 
 
 def _load_state(state_key: str, raw_store: RawStore) -> dict[str, Any]:
-    """Return what is kept about a source; once another one is ingested, no ETag says any more what is stored."""
+    """Return what is kept about a source; once another one is ingested, no answer says any more what is stored."""
     current = raw_store.load_state(_CURRENT_SOURCE)
     if current.get("key") != state_key:
-        raw_store.forget_etags()
+        raw_store.forget_answers()
         raw_store.save_state(_CURRENT_SOURCE, {"key": state_key, "ingestedAt": utc_now()}, before=current)
     return raw_store.load_state(state_key)
 
 
-def _usable_etag(state: dict[str, Any], raw_store: RawStore) -> str | None:
-    if state.get("version") != _STATE_VERSION or abs(utc_now() - state["ingestedAt"]) > _ETAG_MAX_AGE:
-        return None
-    # Somebody may have emptied the store since, or a part of it. The ETag of an empty list, which has
-    # no sample, would hide that the source goes on serving nothing.
+def _is_usable(state: dict[str, Any], raw_store: RawStore) -> bool:
+    """Return whether the answer that is kept says still what is stored."""
+    if state.get("version") != _STATE_VERSION or abs(utc_now() - state["ingestedAt"]) > _ANSWER_MAX_AGE:
+        return False
+    # Somebody may have emptied the store since, or a part of it. An empty list, which has no sample, would hide
+    # that the source goes on serving nothing.
     sample = state.get("sample", [])
     stored = raw_store.versions(sample)
-    return state.get("etag") if sample and all(external_id in stored for external_id in sample) else None
+    return bool(sample) and all(external_id in stored for external_id in sample)
+
+
+def _parsed(answer: Answer, result: IngestionResult, batch_size: int) -> Iterator[ParsedBatch]:
+    batch = ParsedBatch()
+    for record in answer.records():
+        _add(batch, record, result)
+        if batch.size >= batch_size:
+            yield batch
+            batch = ParsedBatch()
+    if batch.size:
+        yield batch
 
 
 def _sample(sample: list[HashedPost], batch: ParsedBatch) -> list[HashedPost]:

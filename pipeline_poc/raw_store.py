@@ -422,10 +422,10 @@ class RawStore:
         """Return what `note_ingestion` kept; empty where nothing was ever ingested."""
         return self.load_state(_LAST_INGESTION)
 
-    def forget_etags(self) -> None:
+    def forget_answers(self) -> None:
         """Make the next ingestion of each source ask for everything."""
         with self._mongo.translated():
-            self._state.update_many({}, {"$unset": {"etag": ""}})
+            self._state.update_many({}, {"$unset": {"etag": "", "digest": ""}})
 
     def drop_state(self, key: str) -> None:
         """Forget what is kept under a key."""

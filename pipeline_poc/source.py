@@ -5,6 +5,7 @@ first record is handed out, so that a broken answer changes nothing that is stor
 """
 
 import codecs
+import hashlib
 import json
 import logging
 import os
@@ -54,15 +55,19 @@ class Answer:
     """What the source served: a list of records, checked, possibly spread over pages.
 
     Attributes:
-        not_modified: Whether the source says that nothing changed since the ETag given.
+        not_modified: Whether nothing changed since the ETag given, as the source says, or since the digest given.
         etag: To be given with the next request; None where the source serves none.
+        digest: Of all bytes; to be given with the next request, too.
         count: Number of records.
     """
 
-    def __init__(self, pages: list[_Page], body: IO[bytes], *, etag: str | None, not_modified: bool) -> None:
+    def __init__(
+        self, pages: list[_Page], body: IO[bytes], *, etag: str | None, digest: str | None, not_modified: bool
+    ) -> None:
         self._pages = pages
         self._body = body
         self.etag = etag
+        self.digest = digest
         self.not_modified = not_modified
         self.count = sum(1 for _ in self.records())
 
@@ -127,12 +132,14 @@ class Source:
         except (requests.RequestException, OSError) as error:
             raise self._unavailable(self.url, error) from None
 
-    def fetch(self, etag: str | None = None) -> Answer:
+    def fetch(self, etag: str | None = None, digest: str | None = None) -> Answer:
         """Get all posts of the source.
 
         Args:
             etag: Of the last answer that was ingested completely; lets the source answer
                 "nothing changed".
+            digest: Of the same answer; tells that nothing changed where the source serves no ETag,
+                or many pages.
 
         Raises:
             ServiceUnavailable: Still unreachable, overloaded or failing after all attempts.
@@ -147,7 +154,7 @@ class Source:
             while url is not None:
                 page, response = self._get(url, etag if not pages else None, body)
                 if response.status_code == _NOT_MODIFIED:
-                    return Answer([], body, etag=etag, not_modified=True)
+                    return Answer([], body, etag=etag, digest=digest, not_modified=True)
                 pages.append(page)
                 first_etag = first_etag or response.headers.get("ETag")
                 url = self._next_page(page, response)
@@ -157,7 +164,10 @@ class Source:
                     raise SourceAnswerError(url, page.status, "its next page is one that came before")
                 seen.add(url or "")
             # The ETag of a page says nothing about the pages behind it.
-            return Answer(pages, body, etag=first_etag if len(pages) == 1 else None, not_modified=False)
+            new_etag = first_etag if len(pages) == 1 else None
+            new_digest = _digest(body)
+            is_same = new_digest == digest
+            return Answer([] if is_same else pages, body, etag=new_etag, digest=new_digest, not_modified=is_same)
         except BaseException:
             body.close()
             raise
@@ -216,6 +226,11 @@ class Source:
 
 def _spool() -> IO[bytes]:
     return tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)
+
+
+def _digest(body: IO[bytes]) -> str:
+    body.seek(0)
+    return hashlib.file_digest(body, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _first_bytes(page: _Page, body: IO[bytes]) -> bytes:

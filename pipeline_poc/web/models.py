@@ -105,7 +105,7 @@ class IngestionNumbers(Answer):
     unchanged: int
     quarantined: int
     duration_s: float
-    not_modified: bool = Field(description="Whether the source said by ETag that nothing changed.")
+    not_modified: bool = Field(description="Whether nothing changed: the source said so, or its answer was the same.")
 
 
 class IngestionStats(Answer):

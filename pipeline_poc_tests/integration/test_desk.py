@@ -222,7 +222,7 @@ CRASHES: list[tuple[type, str]] = [
     (Ledger, "create"),
     (RawStore, "offer"),
     (Ledger, "seal"),
-    (RawStore, "forget_etags"),
+    (RawStore, "forget_answers"),
     (Quarantine, "remove_records"),
     (Quarantine, "release_posts"),
 ]

@@ -43,9 +43,9 @@ class ListedSource(Source):
         self.records = records
         self.url = "http://listed.example/posts"
 
-    def fetch(self, etag: str | None = None) -> Answer:  # noqa: ARG002 - the signature of the real one
+    def fetch(self, etag: str | None = None, digest: str | None = None) -> Answer:  # noqa: ARG002 - as the real one
         """Answer with the records."""
-        answer = Answer([], io.BytesIO(), etag=None, not_modified=False)
+        answer = Answer([], io.BytesIO(), etag=None, digest=None, not_modified=False)
         answer.count = len(self.records)
         answer.records = lambda: iter(self.records)  # type: ignore[method-assign]
         return answer
@@ -84,12 +84,15 @@ def test_first_ingestion(services: Services, database: Documents) -> None:
 
 
 def test_again_writes_nothing(services: Services, stand_in: StandIn, database: Documents) -> None:
-    """Ingesting the same answer again changes no document and makes no batch, with and without ETag."""
+    """Ingesting the same answer again changes no document and makes no batch, with and without ETag and digest."""
     services.ingest()
     before = [list(database[name].find().sort("_id")) for name in ("posts", "batches")]
-    result = services.ingest()
-    assert (result.not_modified, result.fetched, result.batches) == (True, 0, [])
-    database["ingestion_state"].delete_many({})
+    for told_by in ("etag", "digest"):
+        result = services.ingest()
+        assert (result.not_modified, result.fetched, result.batches) == (True, 0, [])
+        assert (
+            database["ingestion_state"].update_many({told_by: {"$ne": None}}, {"$unset": {told_by: ""}}).modified_count
+        )
     result = services.ingest()
     assert (result.not_modified, result.fetched, result.unchanged, result.batches) == (False, 100, 100, [])
     assert [list(database[name].find().sort("_id")) for name in ("posts", "batches")] == before

@@ -236,6 +236,20 @@ def test_an_endless_integer_stops_only_its_record(serve: Callable[..., str]) -> 
         assert [record["id"] for record in answer.records()] == [1, float("inf"), 3]
 
 
+def test_digest(stand_in: StandIn) -> None:
+    """The digest of an answer of many pages, whose ETags say nothing, tells whether any of them changed."""
+    with opened(f"{stand_in.url}?_page=1&_limit=30") as source:
+        with source.fetch() as answer:
+            digest = answer.digest
+            assert (answer.etag, answer.not_modified, answer.count) == (None, False, 100)
+        with source.fetch(None, digest) as answer:
+            assert (answer.not_modified, answer.digest, answer.count, list(answer.records())) == (True, digest, 0, [])
+        stand_in.behaviour = {"changed": "95"}
+        with source.fetch(None, digest) as answer:
+            assert (answer.not_modified, answer.count) == (False, 100)
+            assert answer.digest != digest
+
+
 def test_etag(source: Source, stand_in: StandIn) -> None:
     """The ETag of an answer brings "not modified" until something changes."""
     with source.fetch() as answer:
