@@ -1,7 +1,7 @@
 """What all commands share: settings, log, errors and exit codes.
 
 Exit codes: 0 all is well; 1 the pipeline is not as it should be; 2 wrong usage or settings;
-3 a service is not available, or answers with something else than posts.
+3 a service is not available, answers with something else than posts, or has a schema for other code.
 """
 
 import getpass
@@ -20,6 +20,7 @@ from rich.console import Console
 from pipeline_poc import screens
 from pipeline_poc.errors import (
     PipelineError,
+    SchemaError,
     ServiceStartError,
     SettingsError,
     SourceAnswerError,
@@ -46,7 +47,7 @@ def exit_code(error: PipelineError) -> int:
     """Return the exit code that an error ends with."""
     if isinstance(error, (SettingsError, SelectionError)):
         return EXIT_SETTINGS
-    is_unavailable = isinstance(error, (TransientError, ServiceStartError, SourceAnswerError))
+    is_unavailable = isinstance(error, (TransientError, ServiceStartError, SourceAnswerError, SchemaError))
     return EXIT_UNAVAILABLE if is_unavailable else EXIT_NOT_OK
 
 
@@ -85,11 +86,11 @@ def operator() -> str:
     return f"{name} (command line)"
 
 
-def open_services(settings: Settings) -> "Services":
-    """Return the stores; each is opened when it is first used."""
+def open_services(settings: Settings, *, answer_timeout_s: float = 60.0) -> "Services":
+    """Return the stores; each is opened when it is first used, and waited for so long in each answer."""
     from pipeline_poc.services import Services  # noqa: PLC0415 - keeps `--help` quick
 
-    return Services(settings)
+    return Services(settings, answer_timeout_s=answer_timeout_s)
 
 
 def show(summary: dict[str, Any], title: str, *, as_json: bool) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from pymongo import ASCENDING, UpdateOne
+from pymongo import UpdateOne
 from pymongo.errors import BulkWriteError
 
 from pipeline_poc.errors import PipelineError
@@ -21,7 +21,8 @@ SECONDS_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 
 """Upper bounds of the histograms' buckets, in seconds; the last bucket has none."""
 
 _TOTAL = "total"
-_MINUTES_KEPT_S = 7200
+MINUTES_KEPT_S = 7200
+"""The counts of a minute are kept for so long."""
 _TRIES = 3
 """Two who count the first event of a minute at once meet in the unique index; one of them counts again."""
 
@@ -36,11 +37,6 @@ class Counters:
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
         self._counters = mongo.database["counters"]
-
-    def ensure_indexes(self) -> None:
-        """Create what is missing of the indexes."""
-        with self._mongo.translated():
-            self._counters.create_index([("at", ASCENDING)], expireAfterSeconds=_MINUTES_KEPT_S)
 
     def add(self, at: datetime, increments: Mapping[str, float]) -> None:
         """Count; what can't be counted is logged, never raised, since the deed is done.

@@ -7,7 +7,7 @@
     │   └── ServiceUnavailable  a store or the source can't be reached or refuses the login
     └── TerminalError           a retry never helps
         ├── SourceAnswerError   the source answered with something that is no list of posts
-        ├── SchemaError         the relational schema is not the one this code needs
+        ├── SchemaError         a store has a schema that this code can't work with
         └── DataError           a store refuses data as such; alone, the record is quarantined
 
 Stores and the source raise only these: driver errors are translated inside their own module.
@@ -67,7 +67,7 @@ class SourceAnswerError(TerminalError):
 
 
 class SchemaError(TerminalError):
-    """The relational schema is not the one that this version of the code needs."""
+    """A store has a schema that this code can't work with; the message names both versions and what to do."""
 
 
 class DataError(TerminalError):

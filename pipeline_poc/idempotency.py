@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from pymongo import ASCENDING
 from pymongo.errors import DuplicateKeyError
 
 from pipeline_poc.mongo import Mongo
@@ -40,11 +39,6 @@ class IdempotencyKeys:
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
         self._keys = mongo.database["idempotency_keys"]
-
-    def ensure_indexes(self) -> None:
-        """Create what is missing of the indexes."""
-        with self._mongo.translated():
-            self._keys.create_index([("at", ASCENDING)], expireAfterSeconds=KEPT_S)
 
     def begin(self, key: str, fingerprint: str, at: datetime) -> FirstRequest | None:
         """Take a key for a request; None where it is the first one, which has to be executed."""

@@ -104,24 +104,11 @@ class Ledger:
         ServiceUnavailable: MongoDB can't be reached.
     """
 
-    def __init__(self, mongo: Mongo, *, retention_s: int) -> None:
+    def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
         self._batches = mongo.database["batches"]
-        self._retention_s = retention_s
         self.counters = Counters(mongo)
         """What happened to all batches there ever were."""
-
-    def ensure_indexes(self) -> None:
-        """Create what is missing of the indexes; set how long closed batches are kept."""
-        self.counters.ensure_indexes()
-        with self._mongo.translated():
-            self._batches.create_index([("state", ASCENDING), ("createdAt", ASCENDING)])
-            present = self._batches.index_information().get("closedAt_1")
-            if present is None:
-                self._batches.create_index("closedAt", expireAfterSeconds=self._retention_s)
-            elif present.get("expireAfterSeconds") != self._retention_s:
-                change = {"name": "closedAt_1", "expireAfterSeconds": self._retention_s}
-                self._mongo.database.command("collMod", "batches", index=change)
 
     def create(self, size: int, at: datetime) -> str:
         """Write down the intent to store so many posts together; returns the batch's id.

@@ -130,13 +130,6 @@ class Quarantine:
         self._records = mongo.database["quarantined_records"]
         self._posts = mongo.database["posts"]
 
-    def ensure_indexes(self) -> None:
-        """Create what is missing of the indexes."""
-        with self._mongo.translated():
-            self._posts.create_index("quarantine.code", sparse=True)
-            self._records.create_index("code")
-            self._records.create_index([("lastSeenAt", DESCENDING), ("_id", DESCENDING)])
-
     def groups(self, *, include_discarded: bool = False) -> list[QuarantineGroup]:
         """Group what is quarantined by its reason, the largest groups first."""
         groups = []

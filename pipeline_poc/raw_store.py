@@ -44,7 +44,8 @@ FIELDS = {
 }
 """The fields of a document of ``posts``, each with BSON type and meaning."""
 
-_STORED_AS = {name: "externalId" if name == "id" else name for name in SOURCE_FIELDS}
+STORED_AS = {name: "externalId" if name == "id" else name for name in SOURCE_FIELDS}
+"""The fields that every post has, by their names in the source."""
 _BULK = 1000
 """Operations in one bulk write; more gain nothing and make a message large."""
 _IN_LIST = 50
@@ -139,12 +140,6 @@ class RawStore:
     def ping(self) -> None:
         """Check that the store answers."""
         self._mongo.ping()
-
-    def ensure_indexes(self) -> None:
-        """Create what is missing of the indexes."""
-        with self._mongo.translated():
-            self._posts.create_index("externalId", unique=True)
-            self._posts.create_index([("batchId", ASCENDING), ("migrated", ASCENDING)])
 
     def versions(self, external_ids: Sequence[int]) -> dict[int, StoredVersion]:
         """Return the stored versions of those of these posts that are stored."""
@@ -489,7 +484,7 @@ def _store_operation(
 
 
 def _adopt_operation(document: Document, batch_id: str, at: datetime) -> UpdateOne:
-    post = parse({name: document[stored] for name, stored in _STORED_AS.items() if stored in document})
+    post = parse({name: document[stored] for name, stored in STORED_AS.items() if stored in document})
     values: Document
     if isinstance(post, RejectedRecord):
         values = {"quarantine": {"code": post.code, "message": post.message, "at": at}}

@@ -6,6 +6,7 @@ whatever is retried, repeated or overtaken. Times are UTC without fractions.
 
 import fcntl
 import logging
+import re
 import sqlite3
 import time
 from collections.abc import Iterator, Sequence
@@ -21,15 +22,20 @@ from sqlalchemy.engine import make_url
 from pipeline_poc import failpoints
 from pipeline_poc.errors import DataError, SchemaError, ServiceUnavailable, SettingsError, invalid_url, mask_secrets
 from pipeline_poc.posts import StoredPost, content_hash
+from pipeline_poc.schema import Schema, Upgrade
 from pipeline_poc.table import Upsert, in_text, migrated_posts
 
 logger = logging.getLogger(__name__)
 
 SCHEMA_VERSION = "0001"
-"""The Alembic revision that this code needs."""
+"""The Alembic revision that this code needs.
+
+A revision's name is its number, and, where code for older ones can work with it, from which one on: `0002_from_0001`.
+"""
 
 _NAME = "The relational store"
 _SETTING = "SQL_URL"
+_REVISION = re.compile(r"(\d{4})(?:_from_(\d{4}))?")
 _SCHEMA_LOCK = "pipeline_poc_schema"
 _SCHEMA_LOCK_S = 60
 _WAL_TRIES = 100
@@ -89,19 +95,59 @@ class RelationalStore:
         with self._translated(), self._engine.connect() as connection:
             connection.execute(sa.text("SELECT 1"))
 
-    def ensure_schema(self) -> None:
+    def schema(self) -> Schema:
+        """Return the version that the database has.
+
+        Raises:
+            SchemaError: It is another program's.
+        """
+        version = None
+        with self._translated(), self._engine.connect() as connection:
+            if sa.inspect(connection).has_table("alembic_version"):
+                version = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+        number, works_from = _numbers(version or "0000")
+        if number is None:
+            raise SchemaError(
+                f"{_NAME} at {self.shown_url} ({_SETTING}) has schema version {version}, which is none of "
+                "pipeline_poc: name a database of its own"
+            )
+        needed = _numbers(SCHEMA_VERSION)[0] or 0
+        return Schema(_NAME, _SETTING, self.shown_url, needed=needed, found=number, works_from=works_from)
+
+    def ensure_schema(self, *, may_upgrade: bool = True) -> None:
         """Create or upgrade the table where needed; safe with several processes at once.
 
         Raises:
-            SchemaError: The schema is newer than this code.
+            SchemaError: The schema is too new for this code, or has to be upgraded and may not.
         """
-        if self._schema_is_current():
-            return
+        if self.schema().must_be_upgraded(may_upgrade=may_upgrade):
+            self.upgrade_schema()
+
+    def upgrade_schema(self) -> Upgrade:
+        """Create or upgrade the table; idempotent, and safe with several processes at once.
+
+        Raises:
+            SchemaError: The schema is too new for this code.
+        """
+        before = self.schema()
+        if not before.must_be_upgraded(may_upgrade=True):
+            return Upgrade(before, before)
         from pipeline_poc.migrations import upgrade  # noqa: PLC0415 - Alembic is needed once in the life of a database
 
         with self._translated(), self._schema_lock():
-            if not self._schema_is_current():
+            before = self.schema()
+            if before.must_be_upgraded(may_upgrade=True):
                 upgrade(self._engine)
+            return Upgrade(before, self.schema())
+
+    def schema_sql(self) -> str:
+        """Return what `upgrade_schema` would execute now; nothing where there is nothing to do."""
+        if not self.schema().must_be_upgraded(may_upgrade=True):
+            return ""
+        from pipeline_poc.migrations import upgrade_sql  # noqa: PLC0415 - as above
+
+        with self._translated():
+            return upgrade_sql(self._engine)
 
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:
@@ -120,18 +166,6 @@ class RelationalStore:
             finally:
                 # The lock belongs to the connection, which the pool would keep open.
                 connection.execute(sa.text(f"SELECT RELEASE_LOCK('{_SCHEMA_LOCK}')"))
-
-    def _schema_is_current(self) -> bool:
-        with self._translated(), self._engine.connect() as connection:
-            if not sa.inspect(connection).has_table("alembic_version"):
-                return False
-            version = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
-        if version is not None and version > SCHEMA_VERSION:
-            raise SchemaError(
-                f"The schema in {self.shown_url} has version {version}, this code knows up to {SCHEMA_VERSION}: "
-                "use the newer pipeline_poc that upgraded it"
-            )
-        return version == SCHEMA_VERSION
 
     def write(self, posts: Sequence[StoredPost], at: datetime) -> dict[int, tuple[str, str]]:
         """Upsert posts, sorted by id, in transactions of 1,000; older versions never win.
@@ -242,6 +276,12 @@ def _code_and_reason(error: sa.exc.DBAPIError) -> tuple[str | int, str]:
         # PyMySQL wraps the reason of a failed connection in prose of its own.
         return args[0], " ".join(str(part) for part in args[1:]) or str(original)
     return type(original).__name__.lower(), str(original)
+
+
+def _numbers(revision: str) -> tuple[int | None, int]:
+    """Return the number of a revision, None if it is none of ours, and from which one on code can work with it."""
+    match = _REVISION.fullmatch(revision)
+    return (int(match[1]), int(match[2] or match[1])) if match else (None, 0)
 
 
 def _is_sqlite(url: sa.URL) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from threading import Lock
@@ -21,11 +21,13 @@ from pipeline_poc.ledger import Ledger
 from pipeline_poc.migration import MigrationResult
 from pipeline_poc.migration_queue import MigrationQueue
 from pipeline_poc.mongo import Mongo
+from pipeline_poc.mongo_schema import MongoSchema
 from pipeline_poc.quarantine import Quarantine
 from pipeline_poc.raw_store import RawStore
 from pipeline_poc.reconciliation import Fault, Reconciliation, reconcile
 from pipeline_poc.relational_store import RelationalStore
 from pipeline_poc.repairs import Repairs
+from pipeline_poc.schema import Schema, Upgrade
 from pipeline_poc.selection import Selection
 from pipeline_poc.settings import PUBLIC_SOURCE_URL, Settings
 from pipeline_poc.source import Source
@@ -77,6 +79,7 @@ class Services:
         ServiceUnavailable: A store is away.
         ServiceStartError: An embedded service does not start, or is not installed.
         SettingsError: A URL is not valid.
+        SchemaError: A store has a schema that this code can't work with; in production, one that is not upgraded.
     """
 
     def __init__(self, settings: Settings, *, answer_timeout_s: float = 60.0) -> None:
@@ -127,7 +130,7 @@ class Services:
         return source
 
     @_opened
-    def _mongo(self) -> Mongo:
+    def _mongo_server(self) -> Mongo:
         settings = self.settings
         url = settings.mongo_url.get_secret_value() if settings.mongo_url else self._embedded("mongo")
         mongo = Mongo(
@@ -140,18 +143,29 @@ class Services:
         return mongo
 
     @_opened
+    def _mongo(self) -> Mongo:
+        """MongoDB, with its schema."""
+        self._mongo_schema.ensure(may_upgrade=self._may_upgrade)
+        return self._mongo_server
+
+    @property
+    def _mongo_schema(self) -> MongoSchema:
+        return MongoSchema(self._mongo_server, ledger_retention_s=self.settings.ledger_retention_s)
+
+    @property
+    def _may_upgrade(self) -> bool:
+        """Whether schemas are upgraded by whoever comes first; in production, somebody decides when."""
+        return self.settings.environment != "production"
+
+    @_opened
     def raw_store(self) -> RawStore:
-        """MongoDB, with its indexes."""
-        store = RawStore(self._mongo)
-        store.ensure_indexes()
-        return store
+        """MongoDB."""
+        return RawStore(self._mongo)
 
     @_opened
     def ledger(self) -> Ledger:
-        """The ledger of batches, with its indexes."""
-        ledger = Ledger(self._mongo, retention_s=self.settings.ledger_retention_s)
-        ledger.ensure_indexes()
-        return ledger
+        """The ledger of batches."""
+        return Ledger(self._mongo)
 
     @_opened
     def queue(self) -> MigrationQueue:
@@ -173,8 +187,7 @@ class Services:
         return url.get_secret_value() if url else embedded.running("redis", self.settings.data_dir)
 
     @_opened
-    def relational_store(self) -> RelationalStore:
-        """The relational store, with its schema."""
+    def _relational_server(self) -> RelationalStore:
         settings = self.settings
         url = (
             settings.sql_url.get_secret_value()
@@ -183,15 +196,18 @@ class Services:
         )
         store = RelationalStore(url, timeout_s=settings.store_timeout_s, answer_timeout_s=self._answer_timeout_s)
         self._resources.callback(store.close)
-        store.ensure_schema()
         return store
 
     @_opened
+    def relational_store(self) -> RelationalStore:
+        """The relational store, with its schema."""
+        self._relational_server.ensure_schema(may_upgrade=self._may_upgrade)
+        return self._relational_server
+
+    @_opened
     def quarantine(self) -> Quarantine:
-        """What is quarantined, with its indexes."""
-        quarantine = Quarantine(self._mongo)
-        quarantine.ensure_indexes()
-        return quarantine
+        """What is quarantined."""
+        return Quarantine(self._mongo)
 
     @_opened
     def dead_letters(self) -> DeadLetters:
@@ -205,10 +221,8 @@ class Services:
 
     @_opened
     def idempotency_keys(self) -> IdempotencyKeys:
-        """The keys of requests that must act once, with their index."""
-        keys = IdempotencyKeys(self._mongo)
-        keys.ensure_indexes()
-        return keys
+        """The keys of requests that must act once."""
+        return IdempotencyKeys(self._mongo)
 
     def _embedded(self, kind: embedded.Kind) -> str:
         lease = embedded.lease(kind, self.settings.data_dir)
@@ -221,6 +235,19 @@ class Services:
         self.ledger.batches("open", limit=1)
         self.queue.ping()
         self.relational_store.ping()
+
+    def schemas(self) -> list[Schema]:
+        """Return which schemas the stores have; changes nothing."""
+        return [self._mongo_schema.read(), self._relational_server.schema()]
+
+    def upgrade_schemas(self) -> Iterator[Upgrade]:
+        """Bring the schema of one store after the other to what this code needs; idempotent."""
+        yield self._mongo_schema.upgrade()
+        yield self._relational_server.upgrade_schema()
+
+    def schema_sql(self) -> str:
+        """Return what an upgrade would execute in the relational store; nothing where there is nothing to do."""
+        return self._relational_server.schema_sql()
 
     def start_stand_in(self) -> None:
         """Start the stand-in for the public API; other processes of this DATA_DIR use it, too."""

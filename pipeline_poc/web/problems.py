@@ -22,6 +22,7 @@ from pipeline_poc.dagster_api import RunNotLaunchedError
 from pipeline_poc.errors import (
     DataError,
     PipelineError,
+    SchemaError,
     ServiceStartError,
     SettingsError,
     SourceAnswerError,
@@ -176,7 +177,7 @@ async def _pipeline_error(request: Request, error: Exception) -> Response:
         case TransientError():
             status = 503
             headers["Retry-After"] = str(ceil(error.retry_after_s or RETRY_AFTER_S))
-        case SettingsError() | ServiceStartError():
+        case SettingsError() | ServiceStartError() | SchemaError():
             status = 503
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.warning("request failed", extra={**_id(request.scope), "error": mask_secrets(str(error))})

@@ -15,6 +15,7 @@ from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import ServiceUnavailable
 from pipeline_poc.ledger import Backlog, Ledger
 from pipeline_poc.mongo import Mongo
+from pipeline_poc.mongo_schema import MongoSchema
 from pipeline_poc.services import Services
 
 AT = datetime(2024, 5, 6, 7, 8, 9, 123_000, tzinfo=UTC)
@@ -127,7 +128,7 @@ def test_the_retention_can_be_changed(services: Services, mongo_url: str, mongo_
     assert services.ledger
     connection = Mongo(mongo_url, mongo_database, timeout_s=2)
     for retention_s in (7200, 7200, 86_400):
-        Ledger(connection, retention_s=retention_s).ensure_indexes()
+        MongoSchema(connection, ledger_retention_s=retention_s).ensure(may_upgrade=False)
         indexes = connection.database["batches"].index_information()
         assert indexes["closedAt_1"]["expireAfterSeconds"] == retention_s
     connection.close()

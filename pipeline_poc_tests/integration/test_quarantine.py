@@ -163,7 +163,6 @@ def test_discard(services: Services, raw_store: RawStore, database: Documents) -
     """What is discarded is kept with reason, time and name, shown on demand only, and counted as before."""
     raw_store.quarantine_records([rejected(id=1), rejected(id=2)], AT)
     refused_post(database, 3)
-    services.quarantine.ensure_indexes()
     dry = services.discard_quarantined(EVERYTHING, "because", "me", dry_run=True)
     assert (dry.dry_run, dry.selected, dry.discarded) == (True, 3, 3)
     assert len(services.quarantine.items().items) == 3

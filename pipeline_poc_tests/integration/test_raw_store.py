@@ -190,14 +190,6 @@ def test_state_of_the_ingestion(raw_store: RawStore) -> None:
     assert raw_store.load_state("k") == {}
 
 
-def test_indexes_again(raw_store: RawStore, database: Documents) -> None:
-    """Creating the indexes again changes nothing."""
-    before = database["posts"].index_information()
-    raw_store.ensure_indexes()
-    assert database["posts"].index_information() == before
-    assert before["externalId_1"]["unique"]
-
-
 @pytest.mark.parametrize(
     ("error", "kind"),
     [

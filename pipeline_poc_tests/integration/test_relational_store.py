@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -330,12 +331,46 @@ def test_two_processes_migrate_the_schema(any_sql_url: str) -> None:
     store.close()
 
 
-def test_a_newer_schema_is_left_alone(store: RelationalStore, engine: sa.Engine) -> None:
-    """A schema that a newer release made is refused with a sentence, not downgraded."""
+@pytest.mark.parametrize(
+    ("revision", "refusal"),
+    [
+        ("9999", r"\(SQL_URL\) has schema version 9999.*code for version 9999 or newer.*knows up to 1: use the newer"),
+        ("9999_from_0002", r"code for version 2 or newer"),
+        ("9999_from_0001", None),
+        ("ae1027a6acf", r"has schema version ae1027a6acf, which is none of pipeline_poc: name a database of its own"),
+    ],
+)
+def test_another_schema_is_left_alone(
+    store: RelationalStore, engine: sa.Engine, revision: str, refusal: str | None
+) -> None:
+    """A schema that a newer release or another program made is refused with a sentence, unless it says it works."""
     with engine.begin() as connection:
-        connection.execute(sa.text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(SchemaError, match=r"version 9999.*knows up to"):
-        store.ensure_schema()
+        connection.execute(sa.text(f"UPDATE alembic_version SET version_num = '{revision}'"))
+    for use in (store.ensure_schema, store.upgrade_schema, store.schema_sql):
+        with pytest.raises(SchemaError, match=refusal) if refusal else nullcontext():
+            use()
+    with engine.connect() as connection:
+        assert connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar() == revision
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["empty", "of the replaced service"])
+def test_the_sql_of_an_upgrade(any_sql_url: str, engine: sa.Engine, legacy: bool) -> None:
+    """What is shown changes nothing until a person executes it, and then leaves nothing to upgrade."""
+    if legacy:
+        with engine.begin() as connection:
+            connection.execute(sa.text(LEGACY_SQLITE if engine.dialect.name == "sqlite" else LEGACY_MYSQL))
+    store = RelationalStore(any_sql_url, timeout_s=5)
+    before = sa.inspect(engine).get_table_names()
+    text = store.schema_sql()
+    assert sa.inspect(engine).get_table_names() == before
+    assert ("ADD COLUMN" in text, "CREATE TABLE migrated_posts" in text) == (legacy, not legacy)
+    with engine.begin() as connection:
+        for statement in filter(str.strip, text.split(";")):
+            connection.execute(sa.text(statement))
+    assert store.schema().verdict == "current"
+    assert store.schema_sql() == ""
+    assert store.write([stored(1)], AT) == {}
+    store.close()
 
 
 def test_a_failed_upgrade_releases_its_lock(sql_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def compose_environment(service: str, **variables: str) -> dict[str, str]:
     return {name: re.sub(pattern, value, text) for name, text in given.items() if text is not None}
 
 
-@pytest.mark.parametrize("service", ["code", "webserver", "daemon", "worker"])
+@pytest.mark.parametrize("service", ["code", "webserver", "daemon", "worker", "schema"])
 def test_compose_is_production(monkeypatch: pytest.MonkeyPatch, service: str) -> None:
     """Each service of ours runs in production, with settings that exist, and not with a password of an example."""
     passwords = dict.fromkeys(("MONGO_PASSWORD", "MYSQL_PASSWORD", "REDIS_PASSWORD"), GOOD)

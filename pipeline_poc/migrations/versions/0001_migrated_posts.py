@@ -1,7 +1,7 @@
 """Create ``migrated_posts``, or complete the table that the replaced service left."""
 
 import sqlalchemy as sa
-from alembic import op
+from alembic import context, op
 
 revision = "0001"
 down_revision = None
@@ -13,7 +13,8 @@ _TABLE = "migrated_posts"
 
 def upgrade() -> None:
     """Apply the revision."""
-    inspector = sa.inspect(op.get_bind())
+    # What `op` offers can't be asked where the SQL is only to be shown.
+    inspector = sa.inspect(context.config.attributes["connection"])
     if not inspector.has_table(_TABLE):
         _create()
         return
