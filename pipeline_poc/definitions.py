@@ -10,6 +10,8 @@ from pipeline_poc.orchestration.automation import (
     ingest_every_ten_minutes,
     ingest_posts,
     migrate_posts,
+    prune_every_night,
+    prune_history,
 )
 from pipeline_poc.orchestration.checks import CHECKS
 from pipeline_poc.orchestration.io_managers import RawStoreIOManager, RelationalStoreIOManager
@@ -20,8 +22,8 @@ _services = PipelineResource()
 defs = Definitions(
     assets=[raw_posts, migrated_posts],
     asset_checks=CHECKS,
-    jobs=[ingest_posts, migrate_posts, check_posts],
-    schedules=[ingest_every_ten_minutes, check_every_ten_minutes],
+    jobs=[ingest_posts, migrate_posts, check_posts, prune_history],
+    schedules=[ingest_every_ten_minutes, check_every_ten_minutes, prune_every_night],
     sensors=[enqueue_backlog],
     resources={
         "services": _services,

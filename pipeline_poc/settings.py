@@ -177,6 +177,9 @@ class Settings(BaseSettings):
     dagster_home: Path | None = Field(
         None, description="Dagster's own folder. Unset: `up` keeps Dagster's data in DATA_DIR; workers make no reports."
     )
+    run_retention_s: int = Field(
+        30 * 86_400, ge=3600, description="Dagster's runs, reports and results of checks are kept for so long."
+    )
 
     batch_size: int = Field(5000, ge=1, le=50_000, description="Most posts in a batch; a batch is one job.")
     queue_window: int = Field(20, ge=1, le=1000, description="Most jobs outstanding on the queue at once.")

@@ -18,6 +18,7 @@ _OWNERS = ["team:data-engineering"]
     owners=_OWNERS,
     kinds={"python", "mongodb"},
     code_version="1",
+    pool="raw_store",
     io_manager_key="raw_store_io",
     metadata={"dagster/column_schema": RAW_POSTS_SCHEMA, "dagster/table_name": "posts"},
 )
@@ -38,6 +39,7 @@ def raw_posts(context: AssetExecutionContext, services: ResourceParam[Services])
     owners=_OWNERS,
     kinds={"python", "mysql"},
     code_version="1",
+    pool="relational_store",
     io_manager_key="relational_store_io",
     metadata={"dagster/column_schema": MIGRATED_POSTS_SCHEMA, "dagster/table_name": "migrated_posts"},
 )

@@ -1,21 +1,28 @@
-"""Jobs, the schedules of ingestion and checks, and the sensor that enqueues the backlog."""
+"""Jobs, the schedules of ingestion, checks and pruning, and the sensor that enqueues the backlog."""
+
+from datetime import timedelta
 
 from dagster import (
     AssetSelection,
     DagsterRunStatus,
     DefaultScheduleStatus,
     DefaultSensorStatus,
+    OpExecutionContext,
     ResourceParam,
     RunRequest,
     RunsFilter,
     ScheduleEvaluationContext,
     SkipReason,
     define_asset_job,
+    job,
+    op,
     schedule,
     sensor,
 )
 
+from pipeline_poc.clock import utc_now
 from pipeline_poc.orchestration.assets import migrated_posts, raw_posts
+from pipeline_poc.orchestration.pruning import prune
 from pipeline_poc.services import Services
 
 _UNDER_WAY = [
@@ -28,19 +35,46 @@ _UNDER_WAY = [
 _SENSOR_INTERVAL_S = 3
 """Below the five seconds of the daemon's own pace, so that every round of it ticks."""
 
+
+def _one_at_a_time(job: str) -> dict[str, str]:
+    """Tag the runs of a job, so that the queue of production starts the next one when the last has ended."""
+    return {"pipeline_poc/one_at_a_time": job}
+
+
 ingest_posts = define_asset_job(
-    "ingest_posts", selection=[raw_posts], description="Ingest the source into the raw store."
+    "ingest_posts",
+    selection=[raw_posts],
+    tags=_one_at_a_time("ingest_posts"),
+    description="Ingest the source into the raw store.",
 )
 migrate_posts = define_asset_job(
     "migrate_posts",
     selection=[migrated_posts],
+    tags=_one_at_a_time("migrate_posts"),
     description="Migrate the whole backlog in one run, past the queue and its workers.",
 )
 check_posts = define_asset_job(
     "check_posts",
     selection=AssetSelection.all_asset_checks(),
+    tags=_one_at_a_time("check_posts"),
     description="Check that the pipeline moves; materializes nothing.",
 )
+
+
+@op(description="Delete what ended before RUN_RETENTION_S.")
+def prune_old(context: OpExecutionContext, services: ResourceParam[Services]) -> None:
+    """Delete what ended before RUN_RETENTION_S, and say how much that was."""
+    pruned = prune(context.instance, utc_now() - timedelta(seconds=services.settings.run_retention_s))
+    context.log.info(pruned.sentence())
+
+
+@job(
+    tags=_one_at_a_time("prune_history"),
+    description="Delete Dagster's old runs, reports and results of checks; the newest of each stays.",
+)
+def prune_history() -> None:
+    """Delete Dagster's old runs, reports and results of checks; the newest of each stays."""
+    prune_old()
 
 
 @schedule(
@@ -66,6 +100,18 @@ def ingest_every_ten_minutes(context: ScheduleEvaluationContext) -> RunRequest |
 def check_every_ten_minutes(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
     """Evaluate all checks every ten minutes: what workers do, and what nobody does, shows in no run."""
     return _unless_under_way(context, check_posts.name)
+
+
+@schedule(
+    job=prune_history,
+    cron_schedule="17 3 * * *",
+    execution_timezone="UTC",
+    description="Prune Dagster's history every night.",
+    default_status=DefaultScheduleStatus.RUNNING,
+)
+def prune_every_night(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
+    """Prune Dagster's history every night."""
+    return _unless_under_way(context, prune_history.name)
 
 
 def _unless_under_way(context: ScheduleEvaluationContext, job: str) -> RunRequest | SkipReason:

@@ -1,4 +1,4 @@
-"""Dagster's UI, GraphQL and WebSockets as an ASGI application: the one module that uses private parts of Dagster."""
+"""Dagster's UI, GraphQL and WebSockets as an ASGI application, made of private parts of Dagster."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -17,7 +17,12 @@ from dagster import (
 from pipeline_poc.chaos.servers import Redis
 from pipeline_poc.definitions import defs
 from pipeline_poc.errors import ServiceUnavailable
-from pipeline_poc.orchestration.automation import check_every_ten_minutes, enqueue_backlog, ingest_every_ten_minutes
+from pipeline_poc.orchestration.automation import (
+    check_every_ten_minutes,
+    enqueue_backlog,
+    ingest_every_ten_minutes,
+    prune_every_night,
+)
 from pipeline_poc.orchestration.resources import PipelineResource
 from pipeline_poc.services import Services
 
@@ -29,7 +34,10 @@ def home(tmp_path: Path) -> Iterator[DagsterInstance]:
         yield instance
 
 
-@pytest.mark.parametrize("scheduled", [ingest_every_ten_minutes, check_every_ten_minutes], ids=lambda each: each.name)
+SCHEDULES = [ingest_every_ten_minutes, check_every_ten_minutes, prune_every_night]
+
+
+@pytest.mark.parametrize("scheduled", SCHEDULES, ids=lambda each: each.name)
 def test_the_schedules(home: DagsterInstance, scheduled: ScheduleDefinition) -> None:
     """A schedule requests a run, unless one of the same job is under way; then it says which."""
     job, other = defs.resolve_job_def(scheduled.job_name), defs.resolve_job_def("migrate_posts")

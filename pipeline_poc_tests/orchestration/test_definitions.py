@@ -19,20 +19,23 @@ def test_names() -> None:
         "ingest_posts",
         "migrate_posts",
         "check_posts",
+        "prune_history",
         "__ASSET_JOB",
     }
     assert {schedule.name for schedule in repository.schedule_defs} == {
         "ingest_every_ten_minutes",
         "check_every_ten_minutes",
+        "prune_every_night",
     }
     assert [sensor.name for sensor in repository.sensor_defs] == ["enqueue_backlog"]
 
 
 def test_what_runs_by_itself() -> None:
-    """Schedules ingest and check every ten minutes, the sensor ticks with each round of the daemon, unasked."""
+    """Schedules ingest and check every ten minutes and prune at night, the sensor ticks each round, all unasked."""
     for name, job, cron in (
         ("ingest_every_ten_minutes", "ingest_posts", "*/10 * * * *"),
         ("check_every_ten_minutes", "check_posts", "5,15,25,35,45,55 * * * *"),
+        ("prune_every_night", "prune_history", "17 3 * * *"),
     ):
         schedule = defs.resolve_schedule_def(name)
         assert (schedule.cron_schedule, schedule.execution_timezone) == (cron, "UTC")
@@ -82,5 +85,5 @@ def test_everything_is_described() -> None:
     descriptions = [job.description for job in repository.get_all_jobs() if not job.name.startswith("__")]
     descriptions += [schedule.description for schedule in repository.schedule_defs]
     descriptions += [sensor.description for sensor in repository.sensor_defs]
-    assert len(descriptions) == 6
+    assert len(descriptions) == 8
     assert all(descriptions)

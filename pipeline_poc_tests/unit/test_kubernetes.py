@@ -244,15 +244,20 @@ def test_scaling_looks_at_what_exists() -> None:
     assert all(entry["key"] in named("Secret", entry["name"])["stringData"] for entry in access)
 
 
-def test_dagster_is_the_same_but_for_its_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dagster takes the instance's file, which differs from the one in the root by storage and logs only."""
+def test_one_instance_for_all_of_production(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dagster takes the file, which compose mounts, too; it differs from the one in the root where a server has to."""
     monkeypatch.setenv("DAGSTER_MYSQL_URL", "mysql+mysqlconnector://somebody@nowhere/dagster")
-    shutil.copy(FOLDER / "config" / "dagster.yaml", tmp_path)
+    path = FOLDER / "config" / "dagster.yaml"
+    shutil.copy(path, tmp_path)
     config, _ = dagster_instance_config(str(tmp_path))
-    assert config["storage"]["mysql"] == {"mysql_url": {"env": "DAGSTER_MYSQL_URL"}}
-    here, there = documents(ROOT / "dagster.yaml")[0], documents(FOLDER / "config" / "dagster.yaml")[0]
-    assert there.keys() - here.keys() == {"storage", "compute_logs"}
-    assert {key: there[key] for key in here} == here
+    assert config["storage"]["custom"]["config"] == {"mysql_url": {"env": "DAGSTER_MYSQL_URL"}}
+    here, there = documents(ROOT / "dagster.yaml")[0], documents(path)[0]
+    assert there.keys() - here.keys() == {"storage", "compute_logs", "concurrency", "freshness"}
+    assert {key for key in here if there[key] != here[key]} == {"run_coordinator"}
+    compose = documents(ROOT / "docker-compose.yml")[0]
+    mounted = f"./{path.relative_to(ROOT)}:/dagster/dagster.yaml:ro"
+    for name in ("dagster-storage", "code", "webserver", "daemon", "worker"):
+        assert mounted in compose["services"][name]["volumes"]
 
 
 def test_the_chart_is_that_of_the_locked_dagster() -> None:
