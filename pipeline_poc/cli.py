@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from pipeline_poc import chaos_cli, config_cli, db_cli, desk_cli, desk_screens, screens
+from pipeline_poc import alerts_cli, chaos_cli, config_cli, db_cli, desk_cli, desk_screens, screens
 from pipeline_poc.commands import (
     EXIT_NOT_OK,
     EXIT_UNAVAILABLE,
@@ -319,7 +319,15 @@ def repair(settings: Settings, dry_run: bool, as_json: bool) -> None:
         sys.exit(EXIT_NOT_OK)
 
 
-for other in (config_cli.config, db_cli.db, desk_cli.post, desk_cli.quarantine, desk_cli.dead_letters, chaos_cli.chaos):
+for other in (
+    config_cli.config,
+    db_cli.db,
+    alerts_cli.alerts,
+    desk_cli.post,
+    desk_cli.quarantine,
+    desk_cli.dead_letters,
+    chaos_cli.chaos,
+):
     cli.add_command(other)
 
 

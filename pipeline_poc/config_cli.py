@@ -46,6 +46,7 @@ def config(settings: Settings, as_json: bool) -> None:
       pipeline-poc config
       pipeline-poc config --json | jq .settings.MONGO_URL
     """
+    _check_alert_urls(settings)
     origins, values = origins_of(given()), shown(settings)
     refused = _refusal_of_webserver(settings)
     if as_json:
@@ -113,6 +114,17 @@ def _masked(name: str, value: Any) -> str | None:
     if isinstance(value, SecretStr) and name.endswith("_url"):
         return mask_secrets(value.get_secret_value())
     return "***" if value else None
+
+
+def _check_alert_urls(settings: Settings) -> None:
+    if not settings.alert_urls:
+        return
+    from pipeline_poc import notifier  # noqa: PLC0415 - loads Apprise, which takes more than a second
+
+    wrong = notifier.misunderstood([url.get_secret_value() for url in settings.alert_urls])
+    if wrong:
+        numbers = " and ".join(map(str, wrong))
+        raise SettingsError(f"ALERT_URLS: Apprise does not understand no. {numbers} of {len(settings.alert_urls)}")
 
 
 def _refusal_of_webserver(settings: Settings) -> str | None:

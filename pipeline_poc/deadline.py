@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -77,10 +78,17 @@ def in_thread(func: Callable[[], T]) -> "Future[T]":
 
 
 async def _within(future: "Future[T]", deadline_s: float) -> T:
-    # Not `wait_for`, which would cancel what others wait for, too.
-    wrapped = asyncio.wrap_future(future)
-    done, _ = await asyncio.wait({wrapped}, timeout=deadline_s)
-    if not done:
-        wrapped.add_done_callback(lambda late: late.cancelled() or late.exception())
-        raise DeadlineExceeded(f"no answer within {deadline_s:g} s")
-    return wrapped.result()
+    # Not `wrap_future`: cancelling that cancels what others wait for, too, and a late answer finds its loop closed.
+    loop, done = asyncio.get_running_loop(), asyncio.Event()
+
+    def wake(_: "Future[T]") -> None:
+        with suppress(RuntimeError):  # The loop is closed: nobody waits any more.
+            loop.call_soon_threadsafe(done.set)
+
+    future.add_done_callback(wake)
+    try:
+        async with asyncio.timeout(deadline_s):
+            await done.wait()
+    except TimeoutError:
+        raise DeadlineExceeded(f"no answer within {deadline_s:g} s") from None
+    return future.result()

@@ -2,6 +2,7 @@
 
 from dagster import Definitions, in_process_executor
 
+from pipeline_poc.orchestration.alerts import send_alerts
 from pipeline_poc.orchestration.assets import migrated_posts, raw_posts
 from pipeline_poc.orchestration.automation import (
     check_every_ten_minutes,
@@ -24,7 +25,7 @@ defs = Definitions(
     asset_checks=CHECKS,
     jobs=[ingest_posts, migrate_posts, check_posts, prune_history],
     schedules=[ingest_every_ten_minutes, check_every_ten_minutes, prune_every_night],
-    sensors=[enqueue_backlog],
+    sensors=[enqueue_backlog, send_alerts],
     resources={
         "services": _services,
         "raw_store_io": RawStoreIOManager(services=_services),

@@ -41,6 +41,7 @@ class Check:
         component: Which one it is: the name of a daemon, schedule or sensor, the URL of a store without secrets.
         value: What was seen; None where nothing could be.
         unit: Of the value.
+        is_known: Whether it could be looked at.
         output: What is wrong, and what to do about it; None where all is well.
     """
 
@@ -51,6 +52,7 @@ class Check:
     output: str | None = None
     component: str | None = None
     component_type: str = "component"
+    is_known: bool = True
     at: datetime = field(default_factory=utc_now)
 
     def as_dict(self) -> dict[str, Any]:
@@ -125,10 +127,10 @@ class Inspector:
 
     Args:
         services: The stores, which need not be up.
-        dagster: Dagster's GraphQL.
+        dagster: Dagster's GraphQL; None leaves out what Dagster says.
     """
 
-    def __init__(self, services: Services, dagster: DagsterApi) -> None:
+    def __init__(self, services: Services, dagster: DagsterApi | None = None) -> None:
         self._services = services
         self._dagster = dagster
         self._calls = SharedCalls()
@@ -147,7 +149,7 @@ class Inspector:
             self._probe(("quarantine:records",), lambda: _quarantine(services), "MongoDB does not tell"),
             self._probe(_QUEUE_CHECKS, lambda: _queue(services), "Redis does not tell"),
             self._probe(("disk:free",), lambda: _disk(services), "the folder can't be read"),
-            self._ask_dagster(),
+            *([self._ask_dagster(self._dagster)] if self._dagster else []),
         )
         return Health(tuple(check for group in groups for check in group))
 
@@ -182,16 +184,16 @@ class Inspector:
         try:
             return await self._calls.run(names[0], look, self._deadline_s)
         except (PipelineError, OSError, DeadlineExceeded):
-            return tuple(Check(name, "warn", output=f"not known: {unknown}") for name in names)
+            return tuple(Check(name, "warn", output=f"not known: {unknown}", is_known=False) for name in names)
 
-    async def _ask_dagster(self) -> tuple[Check, ...]:
+    async def _ask_dagster(self, dagster: DagsterApi) -> tuple[Check, ...]:
         try:
-            self.dagster_state = await asyncio.wait_for(self._dagster.state(), self._deadline_s)
+            self.dagster_state = await asyncio.wait_for(dagster.state(), self._deadline_s)
             return _dagster_checks(self.dagster_state)
         except (PipelineError, TimeoutError) as error:
             self.dagster_state = None
             output = str(error) or f"Dagster's webserver does not answer within {self._deadline_s:g} s"
-            return tuple(Check(name, "warn", output=output) for name in _DAGSTER_CHECKS)
+            return tuple(Check(name, "warn", output=output, is_known=False) for name in _DAGSTER_CHECKS)
 
 
 _LEDGER_CHECKS = ("source:lastSuccess", "migration:mode", "migration:lag", "deadLetters:batches")

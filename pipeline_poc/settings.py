@@ -5,6 +5,7 @@ This module is the only reader of the environment. `load_settings` reads the env
 `.env.example` and docs/settings.md list every setting; scripts/settings-docs writes both.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,10 +67,26 @@ def _split(value: Any) -> Any:
     return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
 
 
+def _split_urls(value: Any) -> Any:
+    """Divide before what begins another URL: within one, commas stand between receivers."""
+    if not isinstance(value, str):
+        return value
+    return tuple(re.split(r"[,\s]+(?=[A-Za-z][A-Za-z0-9+.-]*://)", value.strip(", \r\n\t")))
+
+
+def _some_url(value: SecretStr) -> SecretStr:
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*://\S", value.get_secret_value()):
+        raise ValueError("must be URLs of Apprise, separated by commas, such as mailto://… or slack://…")
+    return value
+
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 """Values separated by commas."""
 TokenHash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 TokenHashes = Annotated[tuple[TokenHash, ...], NoDecode, BeforeValidator(_split)]
+AlertUrls = Annotated[
+    tuple[Annotated[SecretStr, AfterValidator(_some_url)], ...], NoDecode, BeforeValidator(_split_urls)
+]
 RateLimit = Annotated[str, Field(pattern=r"^[1-9][0-9]*/(second|minute|hour)$")]
 
 
@@ -249,6 +266,12 @@ class Settings(BaseSettings):
     )
     lag_warn_s: float = Field(900.0, gt=0, description="Health warns of a post that waits for so long.")
     source_warn_s: float = Field(1800.0, gt=0, description="Health warns if no ingestion went well for so long.")
+
+    alert_urls: AlertUrls | None = Field(
+        None,
+        description="Where people are told of problems, and of their end: URLs of Apprise, separated by commas. "
+        "Unset: nowhere.",
+    )
 
     fail_points: Annotated[str, AfterValidator(_fail_points)] | None = Field(
         None, description="For tests of faults only: where this process kills, stops or fails itself."

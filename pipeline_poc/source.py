@@ -230,7 +230,10 @@ def _spool() -> IO[bytes]:
 
 def _digest(body: IO[bytes]) -> str:
     body.seek(0)
-    return hashlib.file_digest(body, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    digest = hashlib.blake2b(digest_size=16)
+    while chunk := body.read(_CHUNK_BYTES):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _first_bytes(page: _Page, body: IO[bytes]) -> bytes:

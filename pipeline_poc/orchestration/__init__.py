@@ -1,1 +1,1 @@
-"""Dagster's view of the pipeline: assets, checks, IO managers, resources, schedules, sensor, reports."""
+"""Dagster's view of the pipeline: assets, checks, IO managers, resources, schedules, sensors, reports."""

@@ -134,7 +134,13 @@ def test_up_shows_migrates_and_stops(programs: Programs, source: StandIn, port: 
     answers_s = program.wait_for(f"http://localhost:{port}")
     ui = Ui(port)
 
-    names = ("ingest_every_ten_minutes", "check_every_ten_minutes", "prune_every_night", "enqueue_backlog")
+    names = (
+        "ingest_every_ten_minutes",
+        "check_every_ten_minutes",
+        "prune_every_night",
+        "enqueue_backlog",
+        "send_alerts",
+    )
     assert ui.automation() == dict.fromkeys(names, "RUNNING")
     assert [each["new"] for each in ui.materializations("raw_posts")] == [100]
     reports = until(lambda: ui.materializations("migrated_posts"), "the workers report")

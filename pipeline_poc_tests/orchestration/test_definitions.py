@@ -27,11 +27,11 @@ def test_names() -> None:
         "check_every_ten_minutes",
         "prune_every_night",
     }
-    assert [sensor.name for sensor in repository.sensor_defs] == ["enqueue_backlog"]
+    assert {sensor.name for sensor in repository.sensor_defs} == {"enqueue_backlog", "send_alerts"}
 
 
 def test_what_runs_by_itself() -> None:
-    """Schedules ingest and check every ten minutes and prune at night, the sensor ticks each round, all unasked."""
+    """Schedules ingest and check every ten minutes and prune at night; one sensor ticks each turn, one rarely."""
     for name, job, cron in (
         ("ingest_every_ten_minutes", "ingest_posts", "*/10 * * * *"),
         ("check_every_ten_minutes", "check_posts", "5,15,25,35,45,55 * * * *"),
@@ -41,9 +41,10 @@ def test_what_runs_by_itself() -> None:
         assert (schedule.cron_schedule, schedule.execution_timezone) == (cron, "UTC")
         assert schedule.job_name == job
         assert schedule.default_status == DefaultScheduleStatus.RUNNING
-    sensor = defs.resolve_sensor_def("enqueue_backlog")
-    assert sensor.minimum_interval_seconds == 3
-    assert sensor.default_status == DefaultSensorStatus.RUNNING
+    for name, interval_s in {"enqueue_backlog": 3, "send_alerts": 30}.items():
+        sensor = defs.resolve_sensor_def(name)
+        assert sensor.minimum_interval_seconds == interval_s
+        assert sensor.default_status == DefaultSensorStatus.RUNNING
 
 
 def test_assets() -> None:
@@ -80,10 +81,10 @@ def test_checks() -> None:
 
 
 def test_everything_is_described() -> None:
-    """Jobs, schedules and sensor say what they do."""
+    """Jobs, schedules and sensors say what they do."""
     repository = defs.get_repository_def()
     descriptions = [job.description for job in repository.get_all_jobs() if not job.name.startswith("__")]
     descriptions += [schedule.description for schedule in repository.schedule_defs]
     descriptions += [sensor.description for sensor in repository.sensor_defs]
-    assert len(descriptions) == 8
+    assert len(descriptions) == 9
     assert all(descriptions)

@@ -22,6 +22,7 @@ def test_defaults_need_nothing() -> None:
 WRONG = [
     ("SOURCE_URL", "ftp://S3CRET", "must begin with http:// or https://"),
     ("SOURCE_URL", "https://", "names no host"),
+    ("ALERT_URLS", "S3CRET", "must be URLs of Apprise"),
     ("SOURCE_TIMEOUT_S", "0", "greater than 0"),
     ("SOURCE_MAX_ATTEMPTS", "S3CRET", "valid integer"),
     ("MONGO_URL", "S3CRET", "must begin with mongodb://"),

@@ -43,7 +43,7 @@ def test_secrets_are_what_is_not_shown() -> None:
     """Secret is what its type hides, and the hashes of tokens."""
     typed = {name for name, field in Settings.model_fields.items() if SecretStr.__name__ in repr(field.annotation)}
     assert typed | {"api_read_token_hashes", "api_operate_token_hashes"} == SECRETS
-    assert len(typed) == 6
+    assert len(typed) == 7
 
 
 def test_defaults_of_the_example_are_the_defaults(tmp_path: Path) -> None:

@@ -15,15 +15,30 @@ VALUES = {name: f"https://u:{SECRET}@host/" for name in SECRETS if name.endswith
     "sql_url": f"mysql://u:{SECRET}@host/db",
     "session_secret": SECRET * 6,
     "api_token": SECRET,
+    "alert_urls": f"slack://{SECRET}/x,\njson://u:{SECRET}@host/,mailto://u:{SECRET}@host?to=a@b.org,c@d.org",
     "api_read_token_hashes": "0" * 64,
     "api_operate_token_hashes": f"{'1' * 64},\n{'2' * 64}",
+}
+LISTS = {
+    "api_read_token_hashes": ("0" * 64,),
+    "api_operate_token_hashes": ("1" * 64, "2" * 64),
+    "alert_urls": (
+        f"slack://{SECRET}/x",
+        f"json://u:{SECRET}@host/",
+        f"mailto://u:{SECRET}@host?to=a@b.org,c@d.org",
+    ),
 }
 
 
 def in_effect(name: str) -> Any:
     """Return a setting's value as it was written."""
-    value = getattr(load_settings(), name)
-    return value.get_secret_value() if hasattr(value, "get_secret_value") else value
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(map(plain, value))
+        return value.get_secret_value() if hasattr(value, "get_secret_value") else value
+
+    return plain(getattr(load_settings(), name))
 
 
 @pytest.mark.parametrize("end", ["", "\n", "\r\n", "\n\n"])
@@ -32,8 +47,7 @@ def test_each_secret_may_come_from_a_file(monkeypatch: pytest.MonkeyPatch, name:
     """The file's content is the value, without newlines at its end."""
     (tmp_path / "secret").write_text(VALUES[name] + end, encoding="utf-8", newline="")
     monkeypatch.setenv(f"{name.upper()}_FILE", str(tmp_path / "secret"))
-    is_list = name.endswith("hashes")
-    assert in_effect(name) == (tuple(VALUES[name].split(",\n")) if is_list else VALUES[name])
+    assert in_effect(name) == LISTS.get(name, VALUES[name])
 
 
 def test_spaces_belong_to_the_secret(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
