@@ -17,7 +17,6 @@ from dagster import (
     DagsterInstance,
     DagsterRunStatus,
     DefaultSensorStatus,
-    ResourceParam,
     RunsFilter,
     SensorEvaluationContext,
     SensorResult,
@@ -30,6 +29,7 @@ from pipeline_poc.alerting import Problem
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import TransientError, mask_secrets
 from pipeline_poc.orchestration.checks import CHECKS
+from pipeline_poc.orchestration.resources import services_of_process
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
 
@@ -95,12 +95,13 @@ class Findings:
     minimum_interval_seconds=_INTERVAL_S,
     default_status=DefaultSensorStatus.RUNNING,
 )
-def send_alerts(context: SensorEvaluationContext, services: ResourceParam[Services]) -> SensorResult | SkipReason:
+def send_alerts(context: SensorEvaluationContext) -> SensorResult | SkipReason:
     """Tell people of problems, and of their end.
 
     What they were told is in the cursor, which Dagster keeps once a tick has succeeded. A tick whose message nobody
     took fails for that reason: the next one says the same.
     """
+    services = services_of_process()
     urls = services.settings.alert_urls
     if not urls:
         return SkipReason("ALERT_URLS is not set: nobody is told of anything")

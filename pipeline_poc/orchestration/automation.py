@@ -23,6 +23,7 @@ from dagster import (
 from pipeline_poc.clock import utc_now
 from pipeline_poc.orchestration.assets import migrated_posts, raw_posts
 from pipeline_poc.orchestration.pruning import prune
+from pipeline_poc.orchestration.resources import services_of_process
 from pipeline_poc.services import Services
 
 _UNDER_WAY = [
@@ -124,10 +125,10 @@ def _unless_under_way(context: ScheduleEvaluationContext, job: str) -> RunReques
     minimum_interval_seconds=_SENSOR_INTERVAL_S,
     default_status=DefaultSensorStatus.RUNNING,
 )
-def enqueue_backlog(services: ResourceParam[Services]) -> SkipReason:
+def enqueue_backlog() -> SkipReason:
     """Put the backlog on the migration queue, a window at a time, and mend what outages left.
 
     A tick launches no run, so that Dagster calls it skipped; its reason says what it did. A
     tick that can't reach MongoDB or Redis fails.
     """
-    return SkipReason(services.tick().sentence())
+    return SkipReason(services_of_process().tick().sentence())

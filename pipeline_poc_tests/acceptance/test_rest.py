@@ -179,7 +179,13 @@ def test_status_says_what_health_says(served: Served) -> None:
     assert report["checks"]["workers:live"][0]["observedValue"] == 2
     automation = {check["componentId"]: check["observedValue"] for check in report["checks"]["dagster:schedule"]}
     automation |= {check["componentId"]: check["observedValue"] for check in report["checks"]["dagster:sensor"]}
-    names = ("ingest_every_ten_minutes", "check_every_ten_minutes", "enqueue_backlog", "send_alerts")
+    names = (
+        "ingest_every_ten_minutes",
+        "check_every_ten_minutes",
+        "prune_every_night",
+        "enqueue_backlog",
+        "send_alerts",
+    )
     assert automation == dict.fromkeys(names, "RUNNING")
     assert {"SENSOR", "SCHEDULER"} <= {check["componentId"] for check in report["checks"]["dagster:daemons"]}
 

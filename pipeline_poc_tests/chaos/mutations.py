@@ -95,9 +95,9 @@ MUTATIONS = (
     Mutation(
         "ids of documents are not unique",
         (2,),
-        "raw_store.py",
-        'create_index("externalId", unique=True)',
-        'create_index("externalId")',
+        "mongo_schema.py",
+        'IndexModel([("externalId", ASCENDING)], unique=True)',
+        'IndexModel([("externalId", ASCENDING)])',
         ("at ingestion.fetched",),
     ),
     Mutation(

@@ -38,6 +38,7 @@ DEAD = {
     "SESSION_SECRET": f"{MARK}-session-secret-that-is-long-enough",
     "API_OPERATE_TOKEN_HASHES": hash_of(TOKEN),
     "API_READ_TOKEN_HASHES": hash_of(f"ppoc_{MARK}-read"),
+    "ALERT_URLS": f"json://someone:{MARK}-hook@127.0.0.1:1/{MARK}-path",
     "SOURCE_MAX_ATTEMPTS": "1",
     "STORE_TIMEOUT_S": "0.3",
     "LOG_LEVEL": "DEBUG",
@@ -115,14 +116,17 @@ def test_the_marks_are_found(dead: Settings) -> None:
     assert told(f"password={MARK}-sql")
     secret = {name for name, field in Settings.model_fields.items() if "SecretStr" in str(field.annotation)}
     assert {name.upper() for name in secret} <= set(DEAD)
-    assert all(MARK in getattr(dead, name).get_secret_value() for name in secret)
+    for name in secret - {"alert_urls"}:
+        assert MARK in getattr(dead, name).get_secret_value()
+    assert dead.alert_urls
+    assert all(MARK in url.get_secret_value() for url in dead.alert_urls)
 
 
 def test_no_object_tells_a_secret(dead: Settings) -> None:
     """Settings, services and stores can be printed, logged and formatted."""
     with Services(dead) as services:
-        things = [dead, services, services.source, services._mongo, services.queue, services.queue.rq]
-        for thing in [*things, services.queue.rq.connection, services._mongo.database, dead.model_copy()]:
+        things = [dead, services, services.source, services._mongo_server, services.queue, services.queue.rq]
+        for thing in [*things, services.queue.rq.connection, services._mongo_server.database, dead.model_copy()]:
             for text in (repr(thing), str(thing), f"{thing}"):
                 assert told(text) == []
         for shown in (services.source.shown_url, services._mongo.shown_url, services.queue.shown_url):

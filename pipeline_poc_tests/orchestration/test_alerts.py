@@ -23,7 +23,6 @@ from pipeline_poc.definitions import defs
 from pipeline_poc.health import Check, Health
 from pipeline_poc.orchestration import alerts
 from pipeline_poc.orchestration.alerts import KINDS, AlertNotTakenError, Findings, send_alerts
-from pipeline_poc.orchestration.resources import PipelineResource
 from pipeline_poc.services import Services
 from pipeline_poc.stand_in import StandIn
 from pipeline_poc_tests.unit.test_monitoring import ALERTS
@@ -60,7 +59,6 @@ class Ticks:
         with build_sensor_context(
             instance=self.instance,
             cursor=self.cursor,
-            resources={"services": PipelineResource()},
             repository_def=defs.get_repository_def(),
         ) as context:
             result = send_alerts(context)

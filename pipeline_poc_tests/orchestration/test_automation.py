@@ -23,7 +23,6 @@ from pipeline_poc.orchestration.automation import (
     ingest_every_ten_minutes,
     prune_every_night,
 )
-from pipeline_poc.orchestration.resources import PipelineResource
 from pipeline_poc.services import Services
 
 
@@ -58,11 +57,11 @@ def test_the_schedules(home: DagsterInstance, scheduled: ScheduleDefinition) -> 
 def test_the_sensor(pipeline: Services, instance: DagsterInstance) -> None:
     """A tick enqueues the backlog, and its reason says what it did; a tick without work says that."""
     pipeline.ingest()
-    with build_sensor_context(instance=instance, resources={"services": PipelineResource()}) as context:
+    with build_sensor_context(instance=instance) as context:
         outcome = enqueue_backlog(context)
         assert isinstance(outcome, SkipReason)
         assert outcome.skip_message == "enqueued 10 batches (100 posts); 10 jobs outstanding"
-    with build_sensor_context(instance=instance, resources={"services": PipelineResource()}) as context:
+    with build_sensor_context(instance=instance) as context:
         again = enqueue_backlog(context)
         assert isinstance(again, SkipReason)
         assert again.skip_message == "nothing to enqueue; 10 jobs outstanding"
@@ -73,7 +72,7 @@ def test_an_outage_fails_the_tick(pipeline: Services, instance: DagsterInstance,
     """A tick that can't reach the queue fails, so that the UI shows an outage and not idleness."""
     redis_server.kill()
     with (
-        build_sensor_context(instance=instance, resources={"services": PipelineResource()}) as context,
+        build_sensor_context(instance=instance) as context,
         pytest.raises(ServiceUnavailable, match="REDIS_URL"),
     ):
         enqueue_backlog(context)
