@@ -129,7 +129,7 @@ def test_no_object_tells_a_secret(dead: Settings) -> None:
         for thing in [*things, services.queue.rq.connection, services._mongo_server.database, dead.model_copy()]:
             for text in (repr(thing), str(thing), f"{thing}"):
                 assert told(text) == []
-        for shown in (services.source.shown_url, services._mongo.shown_url, services.queue.shown_url):
+        for shown in (services.source.shown_url, services._mongo_server.shown_url, services.queue.shown_url):
             assert told(shown) == []
 
 
