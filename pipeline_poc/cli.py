@@ -85,18 +85,20 @@ def up(settings: Settings, once: bool, as_json: bool) -> None:
 
 
 @cli.command()
+@click.option("--full", is_flag=True, help="Ask for everything, even if nothing has changed since the last time.")
 @as_json
 @command
-def ingest(settings: Settings, as_json: bool) -> None:
+def ingest(settings: Settings, full: bool, as_json: bool) -> None:
     """Bring the raw store to what the source serves now.
 
     \b
     Examples:
       pipeline-poc ingest
+      pipeline-poc ingest --full      after MongoDB was restored from a backup
       SOURCE_URL=https://api.example.org/posts pipeline-poc ingest --json
     """
     with open_services(settings) as services:
-        show(services.ingest().summary(), "Ingested", as_json=as_json)
+        show(services.ingest(full=full).summary(), "Ingested", as_json=as_json)
 
 
 @cli.command()

@@ -62,6 +62,15 @@ class Counters:
         except PipelineError as error:
             logger.warning("not counted", extra={"counts": dict(wanted), "error": str(error)})
 
+    def add_to_totals(self, increments: Mapping[str, float]) -> None:
+        """Count in the totals alone, where a count by the minute would be of no use.
+
+        Raises:
+            PipelineError: They may not be counted; whoever counts may try again.
+        """
+        with self._mongo.translated():
+            self._counters.update_one({"_id": _TOTAL}, {"$inc": dict(increments)}, upsert=True)
+
     def _write(self, operations: list[UpdateOne], *, is_last: bool) -> list[UpdateOne]:
         """Return those that met somebody else's first count of the same minute."""
         try:

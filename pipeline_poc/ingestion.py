@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline_poc import failpoints
 from pipeline_poc.clock import utc_now
+from pipeline_poc.counters import observation
 from pipeline_poc.errors import PipelineError, TerminalError, mask_secrets
 from pipeline_poc.ledger import Ledger
 from pipeline_poc.posts import Post, RejectedRecord, content_hash, parse, reject, unknown_fields
@@ -144,7 +145,8 @@ def store_all(
             for name in ("fetched", "new", "changed", "unchanged", "quarantined")
         }
         | {f"quarantined.{code}": count for code, count in result.reasons.items()}
-        | {"ingestion.succeeded": 1},
+        | {"ingestion.succeeded": 1}
+        | observation("ingestion.run", result.duration_s),
     )
 
 

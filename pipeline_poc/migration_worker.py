@@ -39,6 +39,8 @@ _BEAT_S = 1.0
 """A worker that waits shows this often that it lives."""
 _SLICE_S = 0.1
 """Everything that waits looks so often whether it is to go on."""
+_SILENCE_S = 60.0
+"""A worker without a job that has not looked for one for so long hangs; Redis and pings get their time-outs on top."""
 _REDIS_PAUSE_S = 1.0
 """Pause before Redis is asked again after an error."""
 _LEDGER_S = 0.4
@@ -62,6 +64,7 @@ class MigrationWorker(SimpleWorker):
         failed: Number of attempts that did not.
         is_paused: Whether to begin no job; set by who looks after the worker.
         idle_since: Since when, by `time.monotonic`, there is nothing to finish; None while there is.
+        looked_at: When, by the same clock, it looked last for a job, or whether it may begin one.
     """
 
     def __init__(self, services: Services, reporter: Reporter) -> None:
@@ -88,6 +91,7 @@ class MigrationWorker(SimpleWorker):
         self.failed = 0
         self.is_paused = False
         self.idle_since: float | None = time.monotonic()
+        self.looked_at = time.monotonic()
         MigrationJob.handler = staticmethod(self._migrate)
 
     @property
@@ -98,6 +102,11 @@ class MigrationWorker(SimpleWorker):
     def is_stopping(self) -> bool:
         """Whether a signal asked the worker to stop."""
         return self._stop_requested
+
+    def shows_life(self) -> bool:
+        """Whether the worker executes a job, which has a time limit, or has looked for one lately."""
+        silent_s = time.monotonic() - self.looked_at
+        return self.idle_since is None or silent_s < _SILENCE_S + 4 * self._services.settings.store_timeout_s
 
     def _migrate(self, batch_id: str) -> dict[str, Any]:
         failpoints.reach("worker.dequeued")
@@ -167,9 +176,10 @@ class MigrationWorker(SimpleWorker):
         return answers == [True]
 
     def _beat_now_and_then(self) -> bool:
-        is_due = time.monotonic() > self._next_beat_at
+        self.looked_at = time.monotonic()
+        is_due = self.looked_at > self._next_beat_at
         if is_due:
-            self._next_beat_at = time.monotonic() + _BEAT_S
+            self._next_beat_at = self.looked_at + _BEAT_S
             self.heartbeat()
         return is_due
 

@@ -261,8 +261,14 @@ class Services:
             adopted += moved
         return adopted
 
-    def ingest(self) -> IngestionResult:
-        """Bring the raw store to what the source serves now."""
+    def ingest(self, *, full: bool = False) -> IngestionResult:
+        """Bring the raw store to what the source serves now.
+
+        Args:
+            full: Ask for everything, whatever is kept of the last answer.
+        """
+        if full:
+            self.raw_store.forget_answers()
         return ingestion.ingest(self.source, self.raw_store, self.ledger, batch_size=self.settings.batch_size)
 
     def tick(self) -> TickResult:

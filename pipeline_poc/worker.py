@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pipeline_poc.errors import PipelineError
 from pipeline_poc.migration_worker import MigrationWorker
 from pipeline_poc.orchestration.reporting import Reporter
+from pipeline_poc.pulse import Pulse
 from pipeline_poc.services import Services
 from pipeline_poc.shutdown import Grace
 
@@ -56,7 +57,7 @@ def run_worker(services: Services, *, burst: bool, close: bool = False) -> int:
         signal.signal(number, worker.request_stop)
     housekeeper = threading.Thread(target=_keep_house, args=(services, worker, done), name="housekeeping", daemon=True)
     with Grace(services.settings.shutdown_grace_s, lambda: worker.idle_since, worker.give_back):
-        with reporter:
+        with reporter, Pulse(worker.shows_life):
             housekeeper.start()
             logger.info("worker started", extra={"worker": worker.name, "queue": services.queue.rq.name})
             try:

@@ -30,6 +30,8 @@ The pipeline's endpoints, beside Dagster's UI and its GraphQL on the same port.
 Errors are problems as RFC 9457 has them. Where tokens are set, `GET` needs one with the scope `read`, everything
 else one with `operate`. Names are in camelCase, times in UTC.
 """
+_LAST_S = 1.0
+"""Longest wait for MongoDB when the server stops."""
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     400: problems.described("The request makes no sense."),
     401: problems.described("A token is needed.", "WWW-Authenticate"),
@@ -73,11 +75,13 @@ def create_app(context: Context, authenticator: Authenticator, limiter: Limiter)
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         live = app.state.live = Live(context)
         context.census.start()
-        looking = asyncio.create_task(live.run())
+        tasks = [asyncio.create_task(live.run()), asyncio.create_task(context.keep_counting())]
         try:
             yield
         finally:
-            looking.cancel()
+            for task in tasks:
+                task.cancel()
+            await context.save_traffic(deadline_s=_LAST_S)
             context.census.stop()
             await limiter.close()
             await context.dagster.close()
@@ -154,4 +158,4 @@ def build(context: Context, ui: ASGIApp, settings: Settings) -> ASGIApp:
     authenticator = Authenticator(settings)
     limiter = Limiter(settings, lambda: context.services.redis_url)
     dispatcher = Dispatcher(create_app(context, authenticator, limiter), ui)
-    return guarded(dispatcher, settings, authenticator, limiter, own=dispatcher.families)
+    return guarded(dispatcher, settings, authenticator, limiter, own=dispatcher.families, traffic=context.traffic)

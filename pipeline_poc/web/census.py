@@ -13,6 +13,7 @@ from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import PipelineError
 from pipeline_poc.raw_store import Counts
 from pipeline_poc.services import Services
+from pipeline_poc.web.traffic import GROUP
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +88,9 @@ class Census:
 
     def _signs(self) -> Any:
         """Return what changes whenever posts move; costs two short questions."""
-        return self._services.ledger.counters.read()[0], self._services.ledger.backlog()
+        totals = self._services.ledger.counters.read()[0]
+        totals.pop(GROUP, None)  # Requests move nothing.
+        return totals, self._services.ledger.backlog()
 
     def count(self) -> float:
         """Count once, with a rest after each part; returns the seconds to rest after the last.

@@ -22,6 +22,7 @@ from pipeline_poc.settings import Settings
 from pipeline_poc.web import snapshot
 from pipeline_poc.web.census import Census
 from pipeline_poc.web.snapshot import Snapshot
+from pipeline_poc.web.traffic import Traffic
 
 T = TypeVar("T")
 
@@ -35,6 +36,8 @@ STALE_S = 30.0
 _PART_S = 3.0
 """Longest time that a store has for its part of a snapshot."""
 _CALLS = 64
+_TRAFFIC_S = 5.0
+"""Requests are counted so often; a web server that is killed takes those since with it."""
 
 
 class Context:
@@ -57,6 +60,7 @@ class Context:
         )
         self.inspector = Inspector(self.services, self.dagster)
         self.census = Census(self.patient)
+        self.traffic = Traffic()
         self.launching = asyncio.Lock()
         """Held by who looks for a run under way and launches one if there is none."""
         self._calls = Calls(_CALLS)
@@ -136,6 +140,22 @@ class Context:
             return None, TransientError(f"the {name} can't be read: {error}")
         except PipelineError as error:
             return None, error
+
+    async def keep_counting(self) -> None:
+        """Keep what is counted of requests, again and again, until it is cancelled."""
+        while True:
+            await asyncio.sleep(_TRAFFIC_S)
+            await self.save_traffic()
+
+    async def save_traffic(self, *, deadline_s: float = ANSWER_S) -> None:
+        """Keep what was counted of requests; what MongoDB does not confirm in time may be counted twice."""
+        counts = self.traffic.take()
+        if not counts:
+            return
+        try:
+            await self.call(lambda: self.services.ledger.counters.add_to_totals(counts), deadline_s=deadline_s)
+        except PipelineError:
+            self.traffic.put_back(counts)
 
     async def health(self, *, max_age_s: float = 0.0) -> Health:
         """Return the health, at most so old."""

@@ -21,6 +21,7 @@ from pipeline_poc.web.access import Access, acts, first_segment, is_static, refu
 from pipeline_poc.web.auth import Authenticator
 from pipeline_poc.web.limits import Limiter
 from pipeline_poc.web.problems import MEDIA_TYPE, problem_for
+from pipeline_poc.web.traffic import OTHER, UI, Traffic
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,13 @@ _FILE = re.compile(r"\.(?:css|gif|ico|jpg|js|json|map|mp4|png|svg|txt|wasm|woff2
 
 
 def guarded(
-    app: ASGIApp, settings: Settings, authenticator: Authenticator, limiter: Limiter, *, own: frozenset[str]
+    app: ASGIApp,
+    settings: Settings,
+    authenticator: Authenticator,
+    limiter: Limiter,
+    *,
+    own: frozenset[str],
+    traffic: Traffic,
 ) -> ASGIApp:
     """Return the app behind everything that guards it.
 
@@ -74,15 +81,16 @@ def guarded(
     app = Gate(app, partial(foreign_host, allowed_hosts(settings)))
     app = Gate(app, large_head)
     app = SecurityHeaders(app, own=own)
-    return RequestLog(app, own=own)
+    return RequestLog(app, own=own, traffic=traffic)
 
 
 class RequestLog:
-    """Gives each request an id, and the log one line about it."""
+    """Gives each request an id, and the log one line about it; counts it."""
 
-    def __init__(self, app: ASGIApp, *, own: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, *, own: frozenset[str], traffic: Traffic) -> None:
         self._app = app
         self._own = own
+        self._traffic = traffic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a connection."""
@@ -93,12 +101,13 @@ class RequestLog:
         request_id = secrets.token_hex(8)
         state = {**scope.get("state", {}), "request_id": request_id, "principal": None}
         status: int = HTTPStatus.INTERNAL_SERVER_ERROR  # Unless somebody answers.
+        answered_at: float | None = None
 
         async def watched(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered_at
             match message["type"]:
                 case "http.response.start":
-                    status = message["status"]
+                    status, answered_at = message["status"], time.perf_counter()
                     MutableHeaders(scope=message)["X-Request-ID"] = request_id
                 case "websocket.accept":
                     status = HTTPStatus.SWITCHING_PROTOCOLS
@@ -106,9 +115,14 @@ class RequestLog:
                     status = state.get("refused", HTTPStatus.FORBIDDEN)
             await send(message)
 
+        inner = {**scope, "state": state}
         try:
-            await self._app({**scope, "state": state}, receive, watched)
+            await self._app(inner, receive, watched)
         finally:
+            ended_at = time.perf_counter()
+            if scope["type"] == "http":
+                # A stream may last for hours: what counts is when it begins.
+                self._traffic.add(self._route(inner), scope["method"], int(status), (answered_at or ended_at) - begin)
             principal = state["principal"]
             logger.log(
                 logging.DEBUG if self._is_noise(scope, status) else logging.INFO,
@@ -118,10 +132,18 @@ class RequestLog:
                     "method": scope.get("method", "WEBSOCKET"),
                     "path": quote(scope["path"][:_SHOWN_PATH]),
                     "status": int(status),
-                    "duration_s": round(time.perf_counter() - begin, 6),
+                    "duration_s": round(ended_at - begin, 6),
                     "principal": principal.name if principal else None,
                 },
             )
+
+    def _route(self, scope: Scope) -> str:
+        """Return the route that answered, as it stands in the code."""
+        if first_segment(scope["path"]) not in self._own:
+            return UI
+        # What is refused before, and files, get to no route.
+        path = getattr(scope.get("route"), "path", OTHER)
+        return path if isinstance(path, str) else OTHER
 
     def _is_noise(self, scope: Scope, status: int) -> bool:
         path = scope["path"]

@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 from pipeline_poc.counters import histogram, number
 from pipeline_poc.health import Health
 from pipeline_poc.reconciliation import FAULTS
+from pipeline_poc.web import traffic
 from pipeline_poc.web.census import Tally
 from pipeline_poc.web.snapshot import LedgerPart, QueuePart, Snapshot
 
@@ -159,6 +160,16 @@ def _ledger(ledger: LedgerPart) -> Iterator[Metric]:
         totals, "migration.wait", "pipeline_job_wait_seconds", "From a batch's creation to its last execution."
     )
     yield _histogram(totals, "migration.run", "pipeline_job_run_seconds", "Time that a batch's execution took.")
+    yield _histogram(
+        totals, "ingestion.run", "pipeline_ingestion_seconds", "Time that an ingestion which went well took."
+    )
+    yield _counter(
+        "pipeline_http_requests",
+        "Requests to the web server, by the route in our code.",
+        traffic.requests(totals),
+        ["route", "method", "status"],
+    )
+    yield _durations(totals)
     times: dict[str, datetime | None] = {
         "ingestion": ledger.last_ingestion.get("lastSuccessAt"),
         "migration": max(ledger.rows_per_minute, default=None),
@@ -220,6 +231,15 @@ def _histogram(totals: dict[str, object], kept_as: str, name: str, text: str) ->
     buckets, seconds = histogram(kept if isinstance(kept, dict) else {}, own)
     family = HistogramMetricFamily(name, text)
     family.add_metric([], [(bound, count) for bound, count in buckets], seconds)
+    return family
+
+
+def _durations(totals: dict[str, object]) -> Metric:
+    family = HistogramMetricFamily(
+        "pipeline_http_request_seconds", "Time until the answer to a request begins.", labels=["route"]
+    )
+    for route, buckets, seconds in traffic.durations(totals):
+        family.add_metric([route], buckets, seconds)
     return family
 
 

@@ -23,12 +23,17 @@ from pipeline_poc import worker as worker_module
 from pipeline_poc.errors import SchemaError, ServiceUnavailable
 from pipeline_poc.ledger import Ledger
 from pipeline_poc.migration_queue import JOB_FUNCTION, MigrationQueue
+from pipeline_poc.migration_worker import MigrationWorker
+from pipeline_poc.orchestration.reporting import Reporter
 from pipeline_poc.posts import StoredPost
 from pipeline_poc.relational_store import RelationalStore
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
 from pipeline_poc.stand_in import StandIn
 from pipeline_poc.worker import run_worker
+from pipeline_poc_tests.acceptance.programs import until
+from pipeline_poc_tests.integration.workers import Start
+from pipeline_poc_tests.scripts import script
 
 pytestmark = pytest.mark.usefixtures("kept_signals")
 
@@ -340,3 +345,40 @@ def test_a_worker_finishes_its_job_on_sigterm(
     assert services.queue.snapshot().started == frozenset()
     assert {batch.attempts for batch in services.ledger.batches("open")} <= {0}
     assert services.reconcile().ok
+
+
+def test_a_worker_that_hangs_is_told_from_one_that_waits(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker lives while it executes a job or looks for one, paused or not; not when it does neither for a minute."""
+    worker = MigrationWorker(services, Reporter(None))
+    assert worker.shows_life()
+    worker.looked_at -= 120
+    assert not worker.shows_life()
+    worker.is_paused = True
+    monkeypatch.setattr(worker, "_rest", lambda _: worker.request_stop(signal.SIGTERM, None))
+    worker.check_for_suspension(burst=False)
+    assert worker.shows_life()
+    worker.looked_at -= 120
+    worker.idle_since = None
+    assert worker.shows_life()
+
+
+def test_the_health_check_sees_whether_a_worker_lives(start: Start, tmp_path: Path) -> None:
+    """A worker leaves its sign of life where the health check looks, until it is frozen or gone."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+
+    def is_healthy() -> bool:
+        return bool(script("healthcheck").check(["pipeline-poc", "worker", ""], 3000, str(folder)))
+
+    worker = start(tmpdir=folder)
+    until(is_healthy, "the worker shows life")
+    worker.signal(signal.SIGSTOP)
+    [file] = folder.iterdir()
+    os.utime(file, (0, 0))
+    assert not is_healthy()
+    worker.signal(signal.SIGCONT)
+    until(is_healthy, "it lives again")
+    worker.signal(signal.SIGTERM)
+    assert worker.wait() == 0
+    assert not list(folder.iterdir())
+    assert not is_healthy()

@@ -1,6 +1,10 @@
 """The image: what it is made of is there, and its health check is that of the program which a container runs."""
 
+import itertools
+import os
 import socket
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +13,9 @@ from pydantic import SecretStr
 from starlette.applications import Starlette
 
 from pipeline_poc.embedded import free_port
+from pipeline_poc.pulse import PREFIX, Pulse
 from pipeline_poc.settings import Settings
+from pipeline_poc_tests.acceptance.programs import until
 from pipeline_poc_tests.scripts import script
 from pipeline_poc_tests.web.serving import served
 
@@ -51,10 +57,44 @@ def test_a_code_server_is_healthy_while_it_listens(check: Any) -> None:
         check(command, free_port())
 
 
-@pytest.mark.parametrize("command", [["worker"], ["token"]])
-def test_what_serves_nobody_is_healthy(check: Any, command: list[str]) -> None:
-    """A worker is asked nothing: it ends where it can't go on."""
-    assert check([*PYTHON, *command, ""], free_port())
+def test_what_serves_nobody_is_healthy(check: Any) -> None:
+    """A command that serves nobody is asked nothing."""
+    assert check([*PYTHON, "token", ""], free_port())
+
+
+def test_workers_are_healthy_while_each_shows_life(check: Any, tmp_path: Path) -> None:
+    """A worker is healthy while its file is touched; one that hangs is ill whatever others do; a dead one is nobody."""
+    command = ["/sbin/docker-init", "--", "pipeline-poc", "worker", "--count", "2", ""]
+    assert not check(command, free_port(), str(tmp_path))
+    with Pulse(lambda: True, tmp_path):
+        assert check(command, free_port(), str(tmp_path))
+        with subprocess.Popen(["sleep", "60"]) as other:
+            silent = tmp_path / f"{PREFIX}{other.pid}"
+            silent.touch()
+            for age_s in (600, -600):  # Before and after its clock was set back.
+                os.utime(silent, (time.time() - age_s,) * 2)
+                assert not check(command, free_port(), str(tmp_path))
+            other.kill()
+        assert check(command, free_port(), str(tmp_path))
+        assert not silent.exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pulse_stops_with_what_it_tells_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file is touched only while the main thread is at work, and never through a link that somebody put there."""
+    monkeypatch.setattr("pipeline_poc.pulse._BEAT_S", 0.01)
+    asked = itertools.count()
+    with Pulse(lambda: next(asked) < 0, tmp_path):
+        [file] = tmp_path.iterdir()
+        os.utime(file, (0, 0))
+        until(lambda: next(asked) > 9, "it was asked")
+        assert file.stat().st_mtime == 0
+    target = tmp_path / "target"
+    target.touch()
+    os.utime(target, (0, 0))
+    file.symlink_to(target)
+    with Pulse(lambda: True, tmp_path):
+        assert target.stat().st_mtime == 0
 
 
 def test_what_is_copied_reaches_the_builder() -> None:

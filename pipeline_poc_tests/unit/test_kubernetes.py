@@ -153,6 +153,16 @@ def test_probes_ask_for_what_exists() -> None:
     assert asked == {"/health/live", "/health/ready"}
 
 
+def test_a_worker_is_probed_by_what_the_image_has() -> None:
+    """The worker's probe runs the health check that the image has, which finds the folder that the worker writes to."""
+    (worker,) = PODS["pipeline-poc-worker"]["spec"]["containers"]
+    [program] = worker["livenessProbe"]["exec"]["command"]
+    dockerfile = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    assert f'CMD ["{program}"]' in dockerfile
+    assert "/tmp" in {mount["mountPath"] for mount in worker["volumeMounts"]}
+    assert "TMPDIR" not in VARIABLES
+
+
 def test_a_slow_answer_is_no_failed_probe() -> None:
     """Readiness may take as long as its checks may."""
     (web,) = PODS["pipeline-poc-web"]["spec"]["containers"]

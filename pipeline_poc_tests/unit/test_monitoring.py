@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -23,6 +24,17 @@ PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 RUNBOOK = ROOT / "docs/operations.md"
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text("utf-8"))
 MONITORING = ("prometheus", "grafana")
+
+COMPOSE_OPTIONS = {
+    "build": set(),
+    "exec": {"-T"},
+    "logs": {"--tail"},
+    "ps": set(),
+    "restart": set(),
+    "run": {"--rm", "--no-deps"},
+    "stop": set(),
+    "up": {"--detach", "--wait", "--no-deps", "--scale"},
+}
 
 OF_PROMETHEUS = {"up": {"job", "instance"}, "ALERTS": {"alertname", "alertstate"}}
 OF_EVERY_SERIES = {"job", "instance"}
@@ -141,6 +153,24 @@ def test_the_runbook_names_what_exists() -> None:
     paths = set(re.findall(r"localhost:3000(/[\w/-]*)", text))
     assert paths
     assert paths <= set(re.findall(r"^### GET (\S+)$", (ROOT / "docs/api.md").read_text("utf-8"), re.MULTILINE))
+
+
+def test_the_commands_for_compose_name_what_exists() -> None:
+    """Each `docker compose` in docs/operations.md has options that we use on purpose, and services that there are."""
+    commands = re.findall(r"docker compose ((?:[^`|#\n\\']|'[^']*')*)", RUNBOOK.read_text("utf-8"))
+    assert len(commands) > 30
+    for command in commands:
+        words = shlex.split(command.replace("--profile monitoring", ""))
+        options = COMPOSE_OPTIONS[words[0]]
+        named: list[str] = []
+        for word in words[1:]:
+            if word == ">" or (named and words[0] in ("exec", "run")):  # What follows is for the container.
+                break
+            if word.startswith("-"):
+                assert word in options, command
+            elif not word.isdecimal() and "=" not in word:
+                named.append(word)
+        assert set(named) <= COMPOSE["services"].keys(), command
 
 
 def test_each_panel_can_be_read() -> None:

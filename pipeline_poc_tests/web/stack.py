@@ -23,6 +23,7 @@ from pipeline_poc.web.access import first_segment
 from pipeline_poc.web.auth import Authenticator, new_token
 from pipeline_poc.web.guard import guarded
 from pipeline_poc.web.limits import Limiter
+from pipeline_poc.web.traffic import Traffic
 
 OWN = frozenset({"health", "things", "errors", "login", "logout", "session", "pipeline"})
 
@@ -156,7 +157,7 @@ async def web(
     async def dispatch(scope: Scope, receive: Receive, send: Send) -> None:
         await (ours if first_segment(scope["path"]) in OWN else theirs)(scope, receive, send)
 
-    app = guarded(dispatch, settings, authenticator, limiter, own=OWN)
+    app = guarded(dispatch, settings, authenticator, limiter, own=OWN, traffic=Traffic())
     transport = httpx.ASGITransport(app, client=client)
     try:
         async with httpx.AsyncClient(transport=transport, base_url=base_url) as http:

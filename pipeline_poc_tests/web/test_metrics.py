@@ -1,5 +1,6 @@
 """Metrics: valid for Prometheus, equal to what happened, and bounded whatever the stores hold."""
 
+import asyncio
 import math
 import re
 from collections import Counter
@@ -12,14 +13,19 @@ import httpx
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from pydantic import SecretStr
 from pymongo.database import Database
+from starlette.applications import Starlette
 
 from pipeline_poc.clock import utc_now
 from pipeline_poc.posts import reject
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
 from pipeline_poc.stand_in import StandIn
+from pipeline_poc.web import traffic
+from pipeline_poc.web.census import Census
+from pipeline_poc.web.context import Context
 from pipeline_poc_tests.acceptance.programs import until
 from pipeline_poc_tests.posts import record
 from pipeline_poc_tests.web.contract import checked
@@ -76,21 +82,22 @@ def _check(family: Metric) -> None:
         assert {sample.name for sample in family.samples} <= {f"{family.name}_total"}
     elif family.type == "histogram":
         assert family.name.endswith("_seconds")
-        _check_histogram(family)
+        for route in {sample.labels.get("route") for sample in family.samples}:
+            _check_histogram([sample for sample in family.samples if sample.labels.get("route") == route])
     else:
         assert family.type == "gauge"
         assert not family.name.endswith("_total")
 
 
-def _check_histogram(family: Metric) -> None:
-    buckets = [sample for sample in family.samples if sample.name.endswith("_bucket")]
+def _check_histogram(samples: Sequence[Sample]) -> None:
+    buckets = [sample for sample in samples if sample.name.endswith("_bucket")]
     bounds = [float(sample.labels["le"]) for sample in buckets]
     counts = [sample.value for sample in buckets]
     assert bounds == sorted(set(bounds))
     assert bounds[-1] == math.inf
     assert counts == sorted(counts)
-    [count] = [sample.value for sample in family.samples if sample.name.endswith("_count")]
-    [total] = [sample.value for sample in family.samples if sample.name.endswith("_sum")]
+    [count] = [sample.value for sample in samples if sample.name.endswith("_count")]
+    [total] = [sample.value for sample in samples if sample.name.endswith("_sum")]
     assert counts[-1] == count
     lower = [0.0, *bounds]
     alone: Sequence[float] = [after - before for before, after in zip([0.0, *counts], counts, strict=False)]
@@ -164,6 +171,7 @@ def test_values_are_what_happened(
     assert all(number is not None and number > 0 for number in ever)
     for name in ("pipeline_job_wait_seconds", "pipeline_job_run_seconds"):
         assert scrape(f"{name}_count") == 4
+    assert scrape("pipeline_ingestion_seconds_count") == 1
     for what in ("ingestion", "migration", "reconciliation"):
         last_at = scrape("pipeline_last_success_timestamp_seconds", what=what)
         assert last_at is not None
@@ -173,6 +181,84 @@ def test_values_are_what_happened(
     }
     assert set(faults.values()) == {0}
     assert scrape("pipeline_health_status", check="migration:mode") == 0.5
+
+
+def test_requests_are_counted_by_route(web: httpx.Client, services: Services) -> None:
+    """Each request counts under the route in our code, whatever its path, method and query are."""
+    for path in (
+        "/posts/1",
+        "/posts/2?x=1",
+        "/posts/hostile%22%7D%0A",
+        "/nothing/of/ours",
+        "/pipeline/no.such%20thing",
+    ):
+        web.get(path)
+    web.request("PROPFIND", "/posts/1")
+    web.get("/health/live")
+    with web.stream("GET", "/events") as answer:
+        assert answer.status_code == 200
+
+    def counted() -> Any:
+        scrape = Scrape(web)
+        is_counted = scrape("pipeline_http_request_seconds_count", route="/events")
+        return scrape if is_counted else None
+
+    scrape: Scrape = until(counted, "requests are counted", 20.0)
+    assert scrape("pipeline_http_requests_total", route="/posts/{externalId}", method="GET", status="404") == 2
+    counts = {
+        (sample.labels["route"], sample.labels["method"], sample.labels["status"]): sample.value
+        for sample in scrape.samples
+        if sample.name == "pipeline_http_requests_total" and sample.labels["route"] != "/metrics"
+    }
+    assert counts == {
+        ("/posts/{externalId}", "GET", "404"): 2,
+        ("/posts/{externalId}", "GET", "422"): 1,
+        ("/posts/{externalId}", "other", "405"): 1,
+        ("dagster", "GET", "200"): 1,
+        ("other", "GET", "404"): 1,
+        ("/health/live", "GET", "200"): 1,
+        ("/events", "GET", "200"): 1,
+    }
+    assert scrape("pipeline_http_request_seconds_count", route="/posts/{externalId}") == 4
+    # Several web servers count into the same, and no count by the minute grows by it.
+    totals, minutes = services.ledger.counters.read()
+    assert totals["http"]["requests"]["GET 404 other"] == 1
+    assert not minutes
+
+
+def test_what_can_not_be_kept_is_kept_later(settings: Settings, services: Services) -> None:
+    """Requests of a time without MongoDB are counted once it is back; a dot in a route divides nothing."""
+
+    async def save() -> None:
+        context = Context(settings, Starlette())
+        nowhere = {"mongo_url": SecretStr("mongodb://127.0.0.1:9"), "store_timeout_s": 0.1}
+        away = Services(settings.model_copy(update=nowhere))
+        context.traffic.add("/a.b", "GET", 200, 0.02)
+        real, context.services = context.services, away
+        await context.save_traffic(deadline_s=30)
+        context.services = real
+        context.traffic.add("/a.b", "GET", 200, 0.03)
+        await context.save_traffic(deadline_s=30)
+        await context.save_traffic(deadline_s=30)
+        away.close()
+        context.close()
+        await context.dagster.close()
+
+    asyncio.run(save())
+    totals = services.ledger.counters.read()[0]
+    assert list(traffic.requests(totals)) == [(("/a.b", "GET", "200"), 2)]
+    [(route, buckets, seconds)] = traffic.durations(totals)
+    assert (route, buckets[-1], round(seconds, 2)) == ("/a.b", ("+Inf", 2), 0.05)
+
+
+def test_requests_make_nobody_count_posts(services: Services) -> None:
+    """What is counted of requests is no sign that posts have moved."""
+    census = Census(services)
+    before = census._signs()
+    services.ledger.counters.add_to_totals({"http.requests.x": 1})
+    assert census._signs() == before
+    services.ledger.counters.add_to_totals({"desk.released": 1})
+    assert census._signs() != before
 
 
 def test_labels_are_bounded(api: httpx.Client, services: Services, database: Documents) -> None:
