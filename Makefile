@@ -107,8 +107,8 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 	--no-emit-index-url --no-header --no-annotate
 
 lock: install  ## Move the locks to the newest versions that pyproject.toml allows
-	$(COMPILE) --upgrade --extra embedded --group dev pyproject.toml -o requirements.lock
-	$(COMPILE) --upgrade --constraint requirements.lock pyproject.toml -o requirements-production.lock
+	$(COMPILE) --upgrade --extra embedded --extra tracing --group dev pyproject.toml -o requirements.lock
+	$(COMPILE) --upgrade --constraint requirements.lock --extra tracing pyproject.toml -o requirements-production.lock
 	$(COMPILE) --upgrade --constraint requirements.lock --group bench -o requirements-bench.lock
 	$(COMPILE) --upgrade --group fuzz -o requirements-fuzz.lock
 

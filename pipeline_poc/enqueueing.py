@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 
-from pipeline_poc import failpoints
+from pipeline_poc import failpoints, tracing
 from pipeline_poc.clock import utc_now
 from pipeline_poc.control import Mode
 from pipeline_poc.errors import PipelineError
@@ -142,9 +142,9 @@ def adopt(raw_store: RawStore, ledger: Ledger, policy: TickPolicy) -> int:
     now = utc_now()
     for batch in ledger.batches("filling"):
         if not _is_within(policy.filling_timeout_s, batch.created_at, now):
-            adopted += take_over(batch.id, batch.created_at, raw_store, ledger)
+            adopted += take_over(batch.id, batch.created_at, raw_store, ledger, traceparent=batch.traceparent)
     for batch in ledger.batches("abandoned"):
-        adopted += take_over(batch.id, batch.created_at, raw_store, ledger)
+        adopted += take_over(batch.id, batch.created_at, raw_store, ledger, traceparent=batch.traceparent)
         if batch.abandoned_at is None or now - batch.abandoned_at > _WATCH_ABANDONED:
             ledger.close(batch.id, now, {"migrated": 0, "quarantined": 0})
     for _ in range(_ADOPTIONS):
@@ -193,9 +193,11 @@ def _line_up(
     for batch in fresh:
         if batch.started_at is not None:  # By a run past the queue, or by a worker whose job is lost.
             ledger.note_failure(batch.id, "its run gave no sign of life")
-    queue.replace([*lost, *put_off, *failed])
-    # A finished job of a batch that is open again would be in the way of a new one of its name.
-    queue.replace([batch.id for batch in fresh])
+    again, first = [*lost, *put_off, *failed], [batch.id for batch in fresh]
+    with tracing.enqueueing({i: batches[i].traceparent for i in again + first}, queue.rq.name):
+        queue.replace(again)
+        # A finished job of a batch that is open again would be in the way of a new one of its name.
+        queue.replace(first)
     failpoints.reach("tick.enqueued")
     result.freed = len(lost) + len(put_off)
     result.requeued = len(failed)

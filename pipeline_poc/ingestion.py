@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from pipeline_poc import failpoints
+from pipeline_poc import failpoints, tracing
 from pipeline_poc.clock import utc_now
 from pipeline_poc.counters import observation
 from pipeline_poc.errors import PipelineError, TerminalError, mask_secrets
@@ -129,9 +129,10 @@ def store_all(
         on_progress: Called after each batch.
     """
     try:
-        with closing(batches):
+        with tracing.ingesting(), closing(batches):
             for batch in batches:
-                store(batch, raw_store, ledger, result)
+                with tracing.storing(batch.size):
+                    store(batch, raw_store, ledger, result)
                 on_progress()
     except PipelineError as error:
         _note_failure(error, raw_store, ledger)
@@ -206,13 +207,13 @@ def store(batch: ParsedBatch, raw_store: RawStore, ledger: Ledger, result: Inges
     result.unchanged += len(batch.posts) - len(pending) + batch.repeated
     if not pending:
         return
-    batch_id = ledger.create(len(pending), now)
+    batch_id = ledger.create(len(pending), now, tracing.traceparent())
     failpoints.reach("ingestion.intended")
     stored = raw_store.store(pending, known, batch_id, now)
     failpoints.reach("ingestion.stored")
     if not ledger.seal(batch_id, stored.new + stored.changed):
         # Somebody took this ingestion for dead and moved its posts on; the stragglers follow.
-        take_over(batch_id, now, raw_store, ledger)
+        take_over(batch_id, now, raw_store, ledger, traceparent=tracing.traceparent())
     failpoints.reach("ingestion.sealed")
     result.batches.append(batch_id)
     result.new += stored.new
@@ -220,15 +221,17 @@ def store(batch: ParsedBatch, raw_store: RawStore, ledger: Ledger, result: Inges
     result.unchanged += stored.unchanged
 
 
-def take_over(batch_id: str, created_at: datetime, raw_store: RawStore, ledger: Ledger) -> int:
-    """Move what an ingestion stored, but never sealed, into a new batch, and abandon the old one.
+def take_over(
+    batch_id: str, created_at: datetime, raw_store: RawStore, ledger: Ledger, *, traceparent: str | None = None
+) -> int:
+    """Move what an ingestion stored, but never sealed, into a new batch of its trace, and abandon the old one.
 
     Returns:
         Number of posts moved. Repeating is safe: what comes late is moved the next time.
     """
     moved = 0
     if raw_store.has_unmigrated(batch_id):
-        heir = ledger.create(0, created_at)
+        heir = ledger.create(0, created_at, traceparent)
         moved = raw_store.move(batch_id, heir)
         ledger.seal(heir, moved)
     ledger.abandon(batch_id, utc_now())

@@ -43,6 +43,7 @@ class Batch:
         worker: Who executes it, or did so last.
         migrated: Posts that its last execution migrated; None until it is closed.
         quarantined: Posts that the relational store refused; None until it is closed.
+        traceparent: The span that stored it, as `tracing` wrote it, unchecked; None where nobody traced it.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Batch:
     worker: str | None = None
     migrated: int | None = None
     quarantined: int | None = None
+    traceparent: Any = None
 
     @property
     def last_sign_at(self) -> datetime | None:
@@ -110,7 +112,7 @@ class Ledger:
         self.counters = Counters(mongo)
         """What happened to all batches there ever were."""
 
-    def create(self, size: int, at: datetime) -> str:
+    def create(self, size: int, at: datetime, traceparent: str | None = None) -> str:
         """Write down the intent to store so many posts together; returns the batch's id.
 
         Which posts they are stands in one place: each carries the id of its batch.
@@ -125,6 +127,7 @@ class Ledger:
                     "createdAt": at,
                     "attempts": 0,
                 }
+                | ({"traceparent": traceparent} if traceparent else {})
             )
         return batch_id
 
@@ -263,4 +266,5 @@ def _batch(document: Document) -> Batch:
         worker=document.get("worker"),
         migrated=document.get("migrated"),
         quarantined=document.get("quarantined"),
+        traceparent=document.get("traceparent"),
     )

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from pipeline_poc import failpoints
+from pipeline_poc import failpoints, tracing
 from pipeline_poc.clock import utc_now
 from pipeline_poc.counters import observation
 from pipeline_poc.errors import PipelineError, TerminalError
@@ -148,19 +148,24 @@ def pending(
         if batch is None:
             logger.info("batch skipped", extra={"batch": batch_id, "reason": "it is not open"})
             continue
-        with _heartbeat(ledger, batch_id, worker, heartbeat_interval_s):
+        with (
+            tracing.processing(batch_id, batch.traceparent, worker),
+            _heartbeat(ledger, batch_id, worker, heartbeat_interval_s),
+        ):
             failpoints.reach("migration.started")
             unit = PendingBatch(batch, raw_store.posts_to_migrate(batch_id), started_at)
             failpoints.reach("migration.read")
             yield unit
             if not unit.written:
                 raise PipelineError(f"batch {batch_id} was not written: its posts stay in the backlog")
-            result.add(_complete(unit, raw_store, ledger))
+            with tracing.marking(len(unit.posts)):
+                result.add(_complete(unit, raw_store, ledger))
 
 
 def write(unit: PendingBatch, relational_store: RelationalStore) -> None:
     """Write the rows of a batch; posts that are refused as such are noted and do not hinder the rest."""
-    unit.refused = relational_store.write(unit.posts, utc_now())
+    with tracing.writing(len(unit.posts), relational_store.system):
+        unit.refused = relational_store.write(unit.posts, utc_now())
     unit.written = True
     failpoints.reach("migration.committed")
 

@@ -86,6 +86,11 @@ class RelationalStore:
         """The URL without secrets, fit for logs and screens."""
         return mask_secrets(self._url)
 
+    @property
+    def system(self) -> str:
+        """What it is by its URL: ``mysql``, ``mariadb`` or ``sqlite``."""
+        return self._engine.dialect.name
+
     def close(self) -> None:
         """Close the connections."""
         self._engine.dispose()

@@ -10,7 +10,18 @@ from threading import Lock
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
 
-from pipeline_poc import control, desk, embedded, enqueueing, failpoints, ingestion, migration, passport, reconciliation
+from pipeline_poc import (
+    control,
+    desk,
+    embedded,
+    enqueueing,
+    failpoints,
+    ingestion,
+    migration,
+    passport,
+    reconciliation,
+    tracing,
+)
 from pipeline_poc.clock import utc_now
 from pipeline_poc.control import Control, Mode
 from pipeline_poc.dead_letters import DeadLetters
@@ -91,6 +102,7 @@ class Services:
         self._leases: list[embedded.Lease] = []
         if settings.fail_points:
             failpoints.arm(settings.fail_points)
+        tracing.start()
 
     def __enter__(self) -> Self:
         return self

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from pipeline_poc import tracing
 from pipeline_poc.errors import PipelineError
 from pipeline_poc.migration_worker import MigrationWorker
 from pipeline_poc.orchestration.reporting import Reporter
@@ -56,7 +57,12 @@ def run_worker(services: Services, *, burst: bool, close: bool = False) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, worker.request_stop)
     housekeeper = threading.Thread(target=_keep_house, args=(services, worker, done), name="housekeeping", daemon=True)
-    with Grace(services.settings.shutdown_grace_s, lambda: worker.idle_since, worker.give_back):
+
+    def leave() -> None:
+        worker.give_back()
+        tracing.flush()
+
+    with Grace(services.settings.shutdown_grace_s, lambda: worker.idle_since, leave):
         with reporter, Pulse(worker.shows_life):
             housekeeper.start()
             logger.info("worker started", extra={"worker": worker.name, "queue": services.queue.rq.name})

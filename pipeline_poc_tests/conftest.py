@@ -4,6 +4,7 @@ A server that can't be started fails the run; it never skips tests. Tests may ki
 the servers of the run: whoever uses one next gets it up again.
 """
 
+import os
 import signal
 import uuid
 from collections.abc import Callable, Iterator
@@ -110,6 +111,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.delenv(name.upper(), raising=False)
         monkeypatch.delenv(file_variable(name), raising=False)
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    for name in [name for name in os.environ if name.startswith("OTEL_")]:
+        monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
 
 
