@@ -1,6 +1,6 @@
 """Many posts through the queue: reconciled, and no worker grows with their number.
 
-The suite takes 3,000. For the long form: POSTS=50000 pytest pipeline_poc_tests/acceptance/test_volume.py
+The suite takes 2,000. For the long form: POSTS=50000 pytest pipeline_poc_tests/acceptance/test_volume.py
 """
 
 import os
@@ -16,7 +16,7 @@ from pipeline_poc_tests.conftest import Figures
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(1800)]
 
-POSTS = int(os.environ.get("POSTS", "3000"))
+POSTS = int(os.environ.get("POSTS", "2000"))
 BATCHES = 20
 WORKERS = 2
 GROWTH_MAX_MB = 15.0

@@ -38,24 +38,24 @@ def sums(said: "subprocess.CompletedProcess[str]", measured: Figures) -> dict[st
 
 
 def test_fault_runs_break_no_promise(tmp_path: Path, measured: Figures) -> None:
-    """Of eight runs, each with another fault, none breaks a promise; and the faults really strike."""
-    found = sums(chaos(tmp_path, "--seed", "1", "--faults", "8", "--posts", "240"), measured)
+    """Of five runs, each with another fault, none breaks a promise; and the faults really strike."""
+    found = sums(chaos(tmp_path, "--seed", "1", "--faults", "5", "--posts", "150"), measured)
 
-    assert found["fault_runs"] == 8
+    assert found["fault_runs"] == 5
     assert found["faults_struck"] > found["faults_missed"]
-    assert found["kinds_of_faults_struck"] >= 6
+    assert found["kinds_of_faults_struck"] >= 4
 
 
 def test_whole_pipeline_breaks_no_promise(tmp_path: Path, measured: Figures) -> None:
     """Daemon, web server, code server, ingestions and workers are killed while posts flow, and all posts arrive."""
     report = tmp_path / "report.json"
     found = sums(
-        chaos(tmp_path, "--seed", "1", "--faults", "0", "--kills", "3", "--posts", "600", "--json", str(report)),
+        chaos(tmp_path, "--seed", "1", "--faults", "0", "--kills", "2", "--posts", "400", "--json", str(report)),
         measured,
     )
 
-    assert found["sigkills"] >= 3
-    assert found["posts"] >= 600
+    assert found["sigkills"] >= 2
+    assert found["posts"] >= 400
     blows = json.loads(report.read_text())["stack"]["blows"]
     assert sum(number for name, number in blows.items() if name.startswith("SIGKILL")) == found["sigkills"]
 
