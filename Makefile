@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Needs Python 3.11, 3.12 or 3.13 with venv, and nothing else.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint chaos mutations audit bench fuzz fuzz-api dist check-dist format lock clean mariadb
+.PHONY: help install run test lint chaos drill mutations audit bench fuzz fuzz-api dist check-dist format lock clean mariadb
 
 # Under 3.14 the embedded MongoDB has no wheel yet.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -75,6 +75,10 @@ KILLS ?= 200
 chaos: POSTS ?= 52000
 chaos: install mariadb  ## Break everything while posts flow, then check the promises; SEED=N repeats, about an hour
 	.venv/bin/pipeline-poc chaos --faults $(FAULTS) --posts $(POSTS) --kills $(KILLS) $(if $(SEED),--seed $(SEED))
+
+drill: POSTS ?= 10000
+drill: install mariadb  ## Rehearse an update of production while POSTS flow; ARGS="--folder DIR" keeps logs
+	.venv/bin/python scripts/production-drill --posts $(POSTS) $(ARGS)
 
 # Needs nothing of what production needs, and nothing else needs it.
 bench: install mariadb  ## Measure speed, CPU and memory beside others; ONLY=groups, POSTS=, REPEATS=, OUTPUT=folder, ARGS=more

@@ -137,6 +137,8 @@ class Inspector:
         self._deadline_s = services.settings.health_timeout_s
         self.dagster_state: DagsterState | None = None
         """What Dagster said in the last report; None while it is away."""
+        self.is_stopping = False
+        """Whether this process was asked to stop, so that requests had better go to another one."""
 
     async def report(self) -> Health:
         """Look at everything; takes as long as the slowest probe, and never longer than HEALTH_TIMEOUT_S."""
@@ -154,7 +156,10 @@ class Inspector:
         return Health(tuple(check for group in groups for check in group))
 
     async def ready(self) -> Health:
-        """Look only at what the next request needs: MongoDB and Redis."""
+        """Look only at what the next request needs: MongoDB, Redis, and a process that stays."""
+        if self.is_stopping:
+            output = "this process was asked to stop: send requests to another one"
+            return Health((Check("process:stopping", "fail", output=output, component_type="system"),))
         services = self._services
         groups = await asyncio.gather(
             self._store("mongodb:responseTime", lambda: services.raw_store),

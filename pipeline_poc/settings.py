@@ -238,6 +238,11 @@ class Settings(BaseSettings):
         None, description="Addresses of proxies whose X-Forwarded headers are believed, separated by commas."
     )
     web_max_body_bytes: int = Field(1_000_000, ge=1000, description="Largest body of a request.")
+    web_drain_s: float = Field(
+        0.0,
+        ge=0,
+        description="A web server that is asked to stop says so in `/health/ready`, and goes on answering for so long.",
+    )
 
     api_read_token_hashes: TokenHashes | None = Field(
         None,

@@ -119,18 +119,41 @@ class Server:
 
 
 class Mongo(Server):
-    """SecantusDB."""
+    """SecantusDB.
+
+    Args:
+        options: Further arguments of the server, which win over its usual ones.
+        password: Of the user ``pipeline``; None: anybody may do everything.
+    """
+
+    def __init__(self, *options: str, password: str | None = None) -> None:
+        super().__init__()
+        self._options = options
+        self._password = password
+        self._is_locked = False
 
     @property
     def url(self) -> str:
         """Where it answers; writes are durable once acknowledged."""
-        return f"mongodb://127.0.0.1:{self.port}/?journal=true&directConnection=true"
+        login = f"pipeline:{self._password}@" if self._is_locked else ""
+        return f"mongodb://{login}127.0.0.1:{self.port}/?journal=true&directConnection=true"
+
+    def start(self) -> None:
+        """Start it and return when it answers; the first time, make the user."""
+        if self._password and not self._is_locked:
+            super().start()
+            with pymongo.MongoClient[dict[str, object]](self.url) as client:
+                client.admin.command("createUser", "pipeline", pwd=self._password, roles=["root"])
+            self.stop()
+            self._is_locked = True
+        super().start()
 
     def _command(self) -> list[str]:
         (self.home / "secantusd.toml").touch()
         address = ["--host", "127.0.0.1", "--port", str(self.port), "--storage-path", str(self.home / "data")]
         config = ["--config", str(self.home / "secantusd.toml"), "--cache-size", "256M", "--log-level", "WARNING"]
-        return [sys.executable, "-m", "secantus", *address, *config]
+        login = ["--auth"] if self._is_locked else []
+        return [sys.executable, "-m", "secantus", *address, *config, *login, *self._options]
 
     def _is_ready(self) -> bool:
         try:
@@ -142,20 +165,29 @@ class Mongo(Server):
 
 
 class Redis(Server):
-    """Valkey; without ``appendonly`` it forgets everything when it ends."""
+    """Valkey; without ``appendonly`` it forgets everything when it ends.
 
-    def __init__(self, *, appendonly: bool = False) -> None:
+    Args:
+        options: Further arguments of the server, which win over its usual ones.
+        password: The one that these set; None: there is none.
+    """
+
+    def __init__(self, *options: str, password: str | None = None, appendonly: bool = False) -> None:
         super().__init__()
+        self._options = options
+        self._password = password
         self._appendonly = appendonly
 
     @property
     def url(self) -> str:
         """Where database 0 answers."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        login = f":{self._password}@" if self._password else ""
+        return f"redis://{login}127.0.0.1:{self.port}/0"
 
     def _command(self) -> list[str]:
         persistence = ["--save", "", "--appendonly", "yes" if self._appendonly else "no"]
-        return [str(get_binary_path()), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", ".", *persistence]
+        place = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", "."]
+        return [str(get_binary_path()), *place, *persistence, *self._options]
 
     def _is_ready(self) -> bool:
         try:
@@ -171,11 +203,13 @@ class MariaDB(Server):
 
     Args:
         options: Further arguments of the server, such as ``--default-time-zone=+02:00``.
+        password: Of the user ``pipeline``.
     """
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, password: str = "secret") -> None:  # noqa: S107 - of a private server
         super().__init__()
         self._options = options
+        self._password = password
 
     @staticmethod
     def binary(*names: str) -> str | None:
@@ -194,7 +228,7 @@ class MariaDB(Server):
     def url(self, database: str) -> str:
         """Return the URL of a database, which is made if it doesn't exist."""
         self.execute(f"CREATE DATABASE IF NOT EXISTS `{database}`")
-        return f"mysql+pymysql://pipeline:secret@127.0.0.1:{self.port}/{database}"
+        return f"mysql+pymysql://pipeline:{self._password}@127.0.0.1:{self.port}/{database}"
 
     def execute(self, *statements: str) -> None:
         """Run statements as administrator."""
@@ -235,7 +269,7 @@ class MariaDB(Server):
 
     def _is_ready(self) -> bool:
         try:
-            self.execute("CREATE USER IF NOT EXISTS pipeline@'%' IDENTIFIED BY 'secret'")
+            self.execute(f"CREATE USER IF NOT EXISTS pipeline@'%' IDENTIFIED BY '{self._password}'")
             self.execute("GRANT ALL ON *.* TO pipeline@'%'")
         except pymysql.OperationalError:
             return False

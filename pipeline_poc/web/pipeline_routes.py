@@ -81,7 +81,7 @@ async def live() -> HealthResponse:
     responses=_HEALTH_RESPONSES,
 )
 async def ready(request: Request) -> HealthResponse:
-    """Looks at MongoDB and Redis only; for readiness probes."""
+    """Looks at MongoDB and Redis, and whether this process was asked to stop; for readiness probes."""
     return _health_response(await context_of(request).inspector.ready())
 
 

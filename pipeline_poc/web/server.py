@@ -1,12 +1,16 @@
 """The web server: Dagster's UI and our endpoints in one process, on one port."""
 
+import asyncio
 import logging
 import os
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import uvicorn
 
 from pipeline_poc.errors import SettingsError
+from pipeline_poc.health import Inspector
 from pipeline_poc.orchestration.ui import ui_app
 from pipeline_poc.settings import Settings
 from pipeline_poc.web.app import build
@@ -18,6 +22,31 @@ logger = logging.getLogger(__name__)
 _STOP_S = 3
 """Requests that are under way when the server is stopped have so long to end; streams are cut."""
 _MAX_INCOMPLETE_BYTES = 65_536
+_LOOK_S = 0.1
+
+
+class Server(uvicorn.Server):
+    """Goes on for a while after it was asked to stop: a load balancer hears of it before it meets a closed port.
+
+    Args:
+        config: Of the server.
+        inspector: Says from then on that this process is not ready.
+        drain_s: How long it goes on, in seconds; a second Ctrl-C ends that.
+    """
+
+    def __init__(self, config: uvicorn.Config, inspector: Inspector, drain_s: float) -> None:
+        super().__init__(config)
+        self._inspector = inspector
+        self._drain_s = drain_s
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Wait, then stop as uvicorn does."""
+        self._inspector.is_stopping = True
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._drain_s
+        while loop.time() < until and not self.force_exit:
+            await asyncio.sleep(_LOOK_S)
+        await super().shutdown(sockets)
 
 
 def serve(settings: Settings, workspace: Path) -> None:
@@ -39,7 +68,7 @@ def serve(settings: Settings, workspace: Path) -> None:
         context = Context(settings, ui)
         try:
             logger.info("web server started", extra={"host": settings.web_host, "port": settings.web_port})
-            uvicorn.run(
+            config = uvicorn.Config(
                 build(context, ui, settings),
                 host=settings.web_host,
                 port=settings.web_port,
@@ -51,6 +80,8 @@ def serve(settings: Settings, workspace: Path) -> None:
                 h11_max_incomplete_event_size=_MAX_INCOMPLETE_BYTES,
                 timeout_graceful_shutdown=_STOP_S,
             )
+            with suppress(KeyboardInterrupt):
+                Server(config, context.inspector, settings.web_drain_s).run()
         finally:
             context.close()
             logger.info("web server stopped")

@@ -13,6 +13,7 @@ from pipeline_poc.embedded import free_port
 from pipeline_poc.settings import Settings
 from pipeline_poc.web.app import build
 from pipeline_poc.web.context import Context
+from pipeline_poc.web.server import Server
 
 START_S = 30.0
 ANSWER_S = 15.0
@@ -22,11 +23,17 @@ ANSWER_S = 15.0
 @contextmanager
 def served(settings: Settings, ui: ASGIApp) -> Iterator[httpx.Client]:
     """Serve with these settings; yields a client that knows the address."""
+    with server_and_client(settings, ui) as (_, client):
+        yield client
+
+
+@contextmanager
+def server_and_client(settings: Settings, ui: ASGIApp) -> Iterator[tuple[Server, httpx.Client]]:
+    """Serve with these settings; yields the server, too."""
     port = free_port()
     context = Context(settings, ui)
-    server = uvicorn.Server(
-        uvicorn.Config(build(context, ui, settings), port=port, log_config=None, timeout_graceful_shutdown=1)
-    )
+    config = uvicorn.Config(build(context, ui, settings), port=port, log_config=None, timeout_graceful_shutdown=1)
+    server = Server(config, context.inspector, settings.web_drain_s)
     thread = threading.Thread(target=server.run, name="web", daemon=True)
     thread.start()
     deadline = time.monotonic() + START_S
@@ -36,7 +43,7 @@ def served(settings: Settings, ui: ASGIApp) -> Iterator[httpx.Client]:
         time.sleep(0.02)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=ANSWER_S, trust_env=False) as client:
-            yield client
+            yield server, client
     finally:
         server.should_exit = True
         thread.join(START_S)
