@@ -89,8 +89,9 @@ class Census:
     def _signs(self) -> Any:
         """Return what changes whenever posts move; costs two short questions."""
         totals = self._services.ledger.counters.read()[0]
-        totals.pop(GROUP, None)  # Requests move nothing.
-        return totals, self._services.ledger.backlog()
+        # Requests move nothing.
+        moves = {name: counts for name, counts in totals.items() if name not in ("_id", GROUP)}
+        return moves, self._services.ledger.backlog()
 
     def count(self) -> float:
         """Count once, with a rest after each part; returns the seconds to rest after the last.

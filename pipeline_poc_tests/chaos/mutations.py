@@ -57,7 +57,7 @@ MUTATIONS = (
         "posts are stored before their batch is in the ledger",
         (1, 7),
         "ingestion.py",
-        "    batch_id = ledger.create(len(pending), now)\n"
+        "    batch_id = ledger.create(len(pending), now, tracing.traceparent())\n"
         '    failpoints.reach("ingestion.intended")\n'
         "    stored = raw_store.store(pending, known, batch_id, now)\n"
         '    failpoints.reach("ingestion.stored")\n',
@@ -128,8 +128,8 @@ MUTATIONS = (
         "jobs whose attempts ran out in an outage stay where they are",
         (7,),
         "enqueueing.py",
-        "    queue.replace([*lost, *put_off, *failed])\n",
-        "    queue.replace([*lost, *put_off])\n",
+        "    again, first = [*lost, *put_off, *failed], [batch.id for batch in fresh]\n",
+        "    again, first = [*lost, *put_off], [batch.id for batch in fresh]\n",
         ("sql: read-only", "sql: disk full", "sql: table full"),
     ),
     Mutation(
