@@ -37,7 +37,7 @@ def test_a_service_as_it_stands_in_compose(name: str) -> None:
     assert made.environment["MONGO_URL"] == "mongodb://pipeline:4000a@127.0.0.1:1/?authSource=admin"
     assert made.environment["DAGSTER_MYSQL_URL"] == "mysql+mysqlconnector://pipeline:b@127.0.0.1:3/dagster"
     assert "${" not in str(made)
-    assert made.grace_s == (60 if name == "worker" else 10)
+    assert made.grace_s == (60 if name in ("code", "worker") else 10)
 
 
 def test_what_a_service_has_of_its_own() -> None:
