@@ -6,10 +6,9 @@ repeats to the same effect.
 """
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -22,6 +21,7 @@ from pipeline_poc.ledger import Batch, Ledger
 from pipeline_poc.posts import StoredPost
 from pipeline_poc.raw_store import RawStore
 from pipeline_poc.relational_store import RelationalStore
+from pipeline_poc.repeating import repeating
 
 logger = logging.getLogger(__name__)
 
@@ -225,22 +225,13 @@ def _account_for(unit: PendingBatch, marked: int, raw_store: RawStore) -> None:
         )
 
 
-@contextmanager
-def _heartbeat(ledger: Ledger, batch_id: str, worker: str, interval_s: float) -> Iterator[None]:
+def _heartbeat(ledger: Ledger, batch_id: str, worker: str, interval_s: float) -> AbstractContextManager[None]:
     """Show in the ledger, from a thread, that the batch is being executed."""
-    done = threading.Event()
 
     def beat() -> None:
-        while not done.wait(interval_s):
-            try:
-                ledger.heartbeat(batch_id, worker, utc_now())
-            except PipelineError as error:
-                logger.warning("heartbeat failed", extra={"batch": batch_id, "error": str(error)})
+        try:
+            ledger.heartbeat(batch_id, worker, utc_now())
+        except PipelineError as error:
+            logger.warning("heartbeat failed", extra={"batch": batch_id, "error": str(error)})
 
-    thread = threading.Thread(target=beat, name=f"heartbeat-{batch_id}", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
+    return repeating(beat, interval_s, f"heartbeat-{batch_id}")

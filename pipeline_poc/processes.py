@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -69,13 +70,13 @@ class Children:
             with suppress(psutil.NoSuchProcess):
                 # A process id may belong to somebody else by now; its time of birth tells.
                 if abs(psutil.Process(entry["pid"]).create_time() - entry["created"]) < 1.0:
-                    _signal_group(entry["pid"], signal.SIGTERM)
+                    signal_group(entry["pid"], signal.SIGTERM)
                     ended.append(entry)
         deadline = time.monotonic() + _STOP_S
         for entry in ended:
             with suppress(psutil.NoSuchProcess, psutil.TimeoutExpired):
                 psutil.Process(entry["pid"]).wait(max(0.1, deadline - time.monotonic()))
-            _signal_group(entry["pid"], signal.SIGKILL)
+            signal_group(entry["pid"], signal.SIGKILL)
         self._list.unlink(missing_ok=True)
         return [entry["name"] for entry in ended]
 
@@ -107,7 +108,7 @@ class Children:
                 )
             elif now >= child.start_again_at:
                 # Its own children may have outlived it.
-                _signal_group(child.process.pid, signal.SIGKILL)
+                signal_group(child.process.pid, signal.SIGKILL)
                 child.process = self._spawn(child.name, child.command)
                 child.started_at, child.start_again_at = now, None
                 self._save()
@@ -116,12 +117,12 @@ class Children:
         """Ask all children to stop, then kill those that are slow; takes 5 s at most."""
         for child in self._children:
             if child.process.poll() is None:
-                _signal_group(child.process.pid, signal.SIGTERM)
+                signal_group(child.process.pid, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_S
         for child in self._children:
             with suppress(subprocess.TimeoutExpired):
                 child.process.wait(max(0.05, deadline - time.monotonic()))
-            _signal_group(child.process.pid, signal.SIGKILL)
+            signal_group(child.process.pid, signal.SIGKILL)
             child.process.wait()
         self._children.clear()
         self._list.unlink(missing_ok=True)
@@ -130,14 +131,7 @@ class Children:
         path = self.log_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as log:
-            return subprocess.Popen(  # noqa: S603 - our own commands
-                command,
-                env=dict(self.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            return spawn(command, self.environment, log)
 
     def _save(self) -> None:
         entries = []
@@ -157,6 +151,29 @@ def end_descendants() -> None:
             process.kill()
 
 
-def _signal_group(pid: int, number: signal.Signals) -> None:
+def spawn(
+    command: Sequence[str], environment: Mapping[str, str], log: IO[bytes], folder: Path | None = None
+) -> subprocess.Popen[bytes]:
+    """Start a program that reads nothing, in a process group of its own.
+
+    Args:
+        command: Program and arguments.
+        environment: All of its variables.
+        log: Gets what it prints.
+        folder: Its working directory; None: that of this process.
+    """
+    return subprocess.Popen(  # noqa: S603 - our own commands
+        command,
+        env=dict(environment),
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+
+
+def signal_group(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process group, if it is there still."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, number)

@@ -12,7 +12,7 @@ from pipeline_poc import tracing
 from pipeline_poc.errors import PipelineError
 from pipeline_poc.migration_worker import MigrationWorker
 from pipeline_poc.orchestration.reporting import Reporter
-from pipeline_poc.pulse import Pulse
+from pipeline_poc.pulse import pulse
 from pipeline_poc.services import Services
 from pipeline_poc.shutdown import Grace
 
@@ -63,7 +63,7 @@ def run_worker(services: Services, *, burst: bool, close: bool = False) -> int:
         tracing.flush()
 
     with Grace(services.settings.shutdown_grace_s, lambda: worker.idle_since, leave):
-        with reporter, Pulse(worker.shows_life):
+        with reporter, pulse(worker.shows_life):
             housekeeper.start()
             logger.info("worker started", extra={"worker": worker.name, "queue": services.queue.rq.name})
             try:

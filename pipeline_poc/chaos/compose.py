@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pipeline_poc.processes import signal_group, spawn
 
 _HEALTHY_S = 120.0
 """Longest wait for a program to become healthy, and for another command to end."""
@@ -165,15 +166,7 @@ class Part:
         """Start it."""
         self.starts += 1
         with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                self.service.command,
-                env=self.environment,
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            self._process = spawn(self.service.command, self.environment, log, self.folder)
 
     def wait(self) -> None:
         """Wait until it is healthy; a worker, which has no check of its own, until it says that it has started.
@@ -200,7 +193,6 @@ class Part:
         except subprocess.TimeoutExpired:
             ended = False
         # With its first process, all of a container's processes are gone.
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+        signal_group(process.pid, signal.SIGKILL)
         process.wait()
         return ended

@@ -14,7 +14,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -30,6 +29,7 @@ from pipeline_poc.chaos.proxy import Fault
 from pipeline_poc.chaos.world import World
 from pipeline_poc.embedded import free_port
 from pipeline_poc.orchestration.instance import prepare_home
+from pipeline_poc.processes import signal_group, spawn
 from pipeline_poc.up import code_server, daemon, webserver
 
 logger = logging.getLogger(__name__)
@@ -89,28 +89,18 @@ class Programs:
         self._done.set()
         self._thread.join()
         for process in self._processes.values():
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            signal_group(process.pid, signal.SIGKILL)
             process.wait()
 
     def launch(self, name: str, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a program in a process group of its own; who asks looks after it."""
         self.starts[name] += 1
         with (self._logs / f"{name}.log").open("ab") as log:
-            return subprocess.Popen(
-                command,
-                env=self._environment,
-                cwd=self._logs,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
+            return spawn(command, self._environment, log, self._logs)
 
     def signal(self, name: str, number: signal.Signals) -> None:
         """Send a signal to a program and its children."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._processes[name].pid, number)
+        signal_group(self._processes[name].pid, number)
 
     def _look_after(self) -> None:
         while not self._done.wait(_RESTART_S):
@@ -235,7 +225,7 @@ class Stack:
         time.sleep(self.rng.uniform(0.5, 3.0))
         if self._ingestion and self._ingestion.poll() is None:
             self._say("SIGKILL ingestion")
-            os.killpg(self._ingestion.pid, signal.SIGKILL)
+            signal_group(self._ingestion.pid, signal.SIGKILL)
             self.result.killed += 1
 
     def _trouble(self) -> None:

@@ -11,6 +11,7 @@ from dagster import (
     ResourceParam,
     RunRequest,
     RunsFilter,
+    ScheduleDefinition,
     ScheduleEvaluationContext,
     SkipReason,
     define_asset_job,
@@ -78,46 +79,41 @@ def prune_history() -> None:
     prune_old()
 
 
-@schedule(
-    job=ingest_posts,
-    cron_schedule="*/10 * * * *",
-    execution_timezone="UTC",
-    description="Ingest every ten minutes, but never beside another run of the job that is still under way.",
-    default_status=DefaultScheduleStatus.RUNNING,
+def _scheduled(name: str, job_name: str, cron: str, description: str) -> ScheduleDefinition:
+    """Return a schedule that starts a job unless a run of the same is under way."""
+
+    @schedule(
+        name=name,
+        job_name=job_name,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        description=description,
+        default_status=DefaultScheduleStatus.RUNNING,
+    )
+    def unless_under_way(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
+        runs = context.instance.get_runs(RunsFilter(job_name=job_name, statuses=_UNDER_WAY), limit=1)
+        return SkipReason(f"run {runs[0].run_id} is still under way") if runs else RunRequest()
+
+    return unless_under_way
+
+
+ingest_every_ten_minutes = _scheduled(
+    "ingest_every_ten_minutes",
+    ingest_posts.name,
+    "*/10 * * * *",
+    "Ingest every ten minutes, but never beside another run of the job that is still under way.",
 )
-def ingest_every_ten_minutes(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
-    """Ingest every ten minutes, but never beside an ingestion that is still under way."""
-    return _unless_under_way(context, ingest_posts.name)
-
-
-@schedule(
-    job=check_posts,
+check_every_ten_minutes = _scheduled(
+    "check_every_ten_minutes",
+    check_posts.name,
     # Between two ingestions, which check what they have written themselves.
-    cron_schedule="5,15,25,35,45,55 * * * *",
-    execution_timezone="UTC",
-    description="Evaluate all asset checks every ten minutes, though nothing is materialized.",
-    default_status=DefaultScheduleStatus.RUNNING,
+    "5,15,25,35,45,55 * * * *",
+    # What workers do, and what nobody does, shows in no run.
+    "Evaluate all asset checks every ten minutes, though nothing is materialized.",
 )
-def check_every_ten_minutes(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
-    """Evaluate all checks every ten minutes: what workers do, and what nobody does, shows in no run."""
-    return _unless_under_way(context, check_posts.name)
-
-
-@schedule(
-    job=prune_history,
-    cron_schedule="17 3 * * *",
-    execution_timezone="UTC",
-    description="Prune Dagster's history every night.",
-    default_status=DefaultScheduleStatus.RUNNING,
+prune_every_night = _scheduled(
+    "prune_every_night", prune_history.name, "17 3 * * *", "Prune Dagster's history every night."
 )
-def prune_every_night(context: ScheduleEvaluationContext) -> RunRequest | SkipReason:
-    """Prune Dagster's history every night."""
-    return _unless_under_way(context, prune_history.name)
-
-
-def _unless_under_way(context: ScheduleEvaluationContext, job: str) -> RunRequest | SkipReason:
-    runs = context.instance.get_runs(RunsFilter(job_name=job, statuses=_UNDER_WAY), limit=1)
-    return SkipReason(f"run {runs[0].run_id} is still under way") if runs else RunRequest()
 
 
 @sensor(

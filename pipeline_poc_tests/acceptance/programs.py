@@ -21,6 +21,14 @@ TIMEOUT_S = 60.0
 """Longest wait for anything; generous, since a machine that runs tests may be busy."""
 STOP_S = 10.0
 """What is promised of `up`: so long after it was asked to stop every process is gone."""
+AUTOMATION = (
+    "ingest_every_ten_minutes",
+    "check_every_ten_minutes",
+    "prune_every_night",
+    "enqueue_backlog",
+    "send_alerts",
+)
+"""The schedules and sensors, all of which run unasked."""
 _MARK = "PIPELINE_POC_TEST"
 """Environment variable that every process inherits which a test started, however it detaches."""
 _TICKS = """

@@ -24,7 +24,7 @@ from pipeline_poc.stand_in import StandIn
 from pipeline_poc.testing import NASTY_RECORDS
 from pipeline_poc.web.auth import new_token
 from pipeline_poc_tests.acceptance.conftest import chromium_in
-from pipeline_poc_tests.acceptance.programs import TIMEOUT_S, Programs, until
+from pipeline_poc_tests.acceptance.programs import AUTOMATION, TIMEOUT_S, Programs, until
 from pipeline_poc_tests.conftest import Figures
 from pipeline_poc_tests.scripts import script
 
@@ -179,14 +179,7 @@ def test_status_says_what_health_says(served: Served) -> None:
     assert report["checks"]["workers:live"][0]["observedValue"] == 2
     automation = {check["componentId"]: check["observedValue"] for check in report["checks"]["dagster:schedule"]}
     automation |= {check["componentId"]: check["observedValue"] for check in report["checks"]["dagster:sensor"]}
-    names = (
-        "ingest_every_ten_minutes",
-        "check_every_ten_minutes",
-        "prune_every_night",
-        "enqueue_backlog",
-        "send_alerts",
-    )
-    assert automation == dict.fromkeys(names, "RUNNING")
+    assert automation == dict.fromkeys(AUTOMATION, "RUNNING")
     assert {"SENSOR", "SCHEDULER"} <= {check["componentId"] for check in report["checks"]["dagster:daemons"]}
 
     status = served.programs.run("status", "--json").json

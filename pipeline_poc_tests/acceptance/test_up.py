@@ -13,7 +13,7 @@ import requests
 
 from pipeline_poc.embedded import free_port
 from pipeline_poc.stand_in import StandIn
-from pipeline_poc_tests.acceptance.programs import STOP_S, Programs, until
+from pipeline_poc_tests.acceptance.programs import AUTOMATION, STOP_S, Programs, until
 from pipeline_poc_tests.conftest import Figures
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
@@ -134,14 +134,7 @@ def test_up_shows_migrates_and_stops(programs: Programs, source: StandIn, port: 
     answers_s = program.wait_for(f"http://localhost:{port}")
     ui = Ui(port)
 
-    names = (
-        "ingest_every_ten_minutes",
-        "check_every_ten_minutes",
-        "prune_every_night",
-        "enqueue_backlog",
-        "send_alerts",
-    )
-    assert ui.automation() == dict.fromkeys(names, "RUNNING")
+    assert ui.automation() == dict.fromkeys(AUTOMATION, "RUNNING")
     assert [each["new"] for each in ui.materializations("raw_posts")] == [100]
     reports = until(lambda: ui.materializations("migrated_posts"), "the workers report")
     assert sum(report["migrated"] for report in reports) == 100

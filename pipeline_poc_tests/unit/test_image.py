@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from starlette.applications import Starlette
 
 from pipeline_poc.embedded import free_port
-from pipeline_poc.pulse import PREFIX, Pulse
+from pipeline_poc.pulse import PREFIX, pulse
 from pipeline_poc.settings import Settings
 from pipeline_poc_tests.acceptance.programs import until
 from pipeline_poc_tests.scripts import script
@@ -66,7 +66,7 @@ def test_workers_are_healthy_while_each_shows_life(check: Any, tmp_path: Path) -
     """A worker is healthy while its file is touched; one that hangs is ill whatever others do; a dead one is nobody."""
     command = ["/sbin/docker-init", "--", "pipeline-poc", "worker", "--count", "2", ""]
     assert not check(command, free_port(), str(tmp_path))
-    with Pulse(lambda: True, tmp_path):
+    with pulse(lambda: True, tmp_path):
         assert check(command, free_port(), str(tmp_path))
         with subprocess.Popen(["sleep", "60"]) as other:
             silent = tmp_path / f"{PREFIX}{other.pid}"
@@ -84,7 +84,7 @@ def test_a_pulse_stops_with_what_it_tells_of(tmp_path: Path, monkeypatch: pytest
     """The file is touched only while the main thread is at work, and never through a link that somebody put there."""
     monkeypatch.setattr("pipeline_poc.pulse._BEAT_S", 0.01)
     asked = itertools.count()
-    with Pulse(lambda: next(asked) < 0, tmp_path):
+    with pulse(lambda: next(asked) < 0, tmp_path):
         [file] = tmp_path.iterdir()
         os.utime(file, (0, 0))
         until(lambda: next(asked) > 9, "it was asked")
@@ -93,7 +93,7 @@ def test_a_pulse_stops_with_what_it_tells_of(tmp_path: Path, monkeypatch: pytest
     target.touch()
     os.utime(target, (0, 0))
     file.symlink_to(target)
-    with Pulse(lambda: True, tmp_path):
+    with pulse(lambda: True, tmp_path):
         assert target.stat().st_mtime == 0
 
 
