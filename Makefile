@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Needs Python 3.11, 3.12 or 3.13 with venv, and nothing else.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint chaos drill mutations audit bench fuzz fuzz-api dist check-dist format lock clean mariadb
+.PHONY: help install run test lint chaos drill week mutations audit bench fuzz fuzz-api dist check-dist format lock clean mariadb
 
 # Under 3.14 the embedded MongoDB has no wheel yet.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -77,8 +77,13 @@ chaos: install mariadb  ## Break everything while posts flow, then check the pro
 	.venv/bin/pipeline-poc chaos --faults $(FAULTS) --posts $(POSTS) --kills $(KILLS) $(if $(SEED),--seed $(SEED))
 
 drill: POSTS ?= 10000
-drill: install mariadb  ## Rehearse an update of production while POSTS flow; ARGS="--folder DIR" keeps logs
+drill: install mariadb  ## Rehearse an update of production while POSTS flow; ARGS=--namespaces: workers on two hosts
 	.venv/bin/python scripts/production-drill --posts $(POSTS) $(ARGS)
+
+DAYS ?= 7
+
+week: install mariadb  ## Let DAYS of traffic pass in minutes, look whether anything grows; needs faketime, ARGS="--storage sqlite"
+	.venv/bin/python scripts/simulated-week --days $(DAYS) $(ARGS)
 
 # Needs nothing of what production needs, and nothing else needs it.
 bench: install mariadb  ## Measure speed, CPU and memory beside others; ONLY=groups, POSTS=, REPEATS=, OUTPUT=folder, ARGS=more

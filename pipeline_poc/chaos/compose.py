@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ class Service:
 
     Attributes:
         command: Program and arguments.
-        health: Command that ends with 0 while it is healthy; empty where it has none of its own.
+        health: Command that ends with 0 while it is healthy.
         grace_s: How long it has to end once it was asked to.
     """
 
@@ -72,19 +72,21 @@ def service(compose: Mapping[str, Any], name: str, variables: Mapping[str, str],
 
     given = compose["services"][name]
     environment = given.get("environment", {})
+    # The image's own entry point and health check, where the service has none. There is no first process to look at.
+    command = [filled(word) for word in [*given.get("entrypoint", ["pipeline-poc"]), *given["command"]]]
+    health = [filled(word) for word in given.get("healthcheck", {}).get("test", [])][1:]
     return Service(
-        # The image's own entry point, where the service has none.
-        [filled(word) for word in [*given.get("entrypoint", ["pipeline-poc"]), *given["command"]]],
+        command,
         {key: filled(value) for key, value in environment.items() if value is not None}
         # One without a value is handed on.
         | {key: variables[key] for key, value in environment.items() if value is None and key in variables},
-        [filled(word) for word in given.get("healthcheck", {}).get("test", [])][1:],
+        health or ["./healthcheck", *command],
         float(str(given.get("stop_grace_period", "10s")).removesuffix("s")),
     )
 
 
 def lay_out(compose: Mapping[str, Any], project: Path, folder: Path, *, host: str, port: int) -> None:
-    """Make a folder with what volumes and image bring for our services: Dagster's two files.
+    """Make a folder with what volumes and image bring for our services: Dagster's two files, and the health check.
 
     Args:
         compose: The document.
@@ -99,6 +101,7 @@ def lay_out(compose: Mapping[str, Any], project: Path, folder: Path, *, host: st
     workspace = (project / "deploy" / "workspace.yaml").read_text(encoding="utf-8")
     workspace = workspace.replace("host: code", f"host: {host}").replace("port: 4000", f"port: {port}")
     (folder / "workspace.yaml").write_text(workspace, encoding="utf-8")
+    shutil.copy(project / "scripts" / "healthcheck", folder)
 
 
 def first_statements(compose: Mapping[str, Any], project: Path) -> list[str]:
@@ -117,14 +120,16 @@ class Part:
         service: What it runs.
         folder: Its working directory and Dagster's; one of its own, as a container has a disk.
         release: Folder that has the package `pipeline_poc`.
+        before: What stands before each of its commands.
     """
 
-    def __init__(self, name: str, service: Service, folder: Path, release: Path) -> None:
+    def __init__(self, name: str, service: Service, folder: Path, release: Path, *, before: Sequence[str] = ()) -> None:
         self.name = name
         self.service = service
         self.folder = folder
         self.release = release
         self.starts = 0
+        self._before = before
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -136,6 +141,7 @@ class Part:
             "PYTHONUNBUFFERED": "1",
             "HOME": str(self.folder),
             "DAGSTER_HOME": str(self.folder),
+            "TMPDIR": str(self.folder),
             "LANG": "C.UTF-8",
             "no_proxy": "*",
         } | self.service.environment
@@ -153,7 +159,7 @@ class Part:
     def run(self, *command: str, timeout_s: float = _HEALTHY_S) -> "subprocess.CompletedProcess[str]":
         """Run another command with the same environment to its end."""
         return subprocess.run(
-            command or self.service.command,
+            [*self._before, *(command or self.service.command)],
             env=self.environment,
             cwd=self.folder,
             capture_output=True,
@@ -166,17 +172,17 @@ class Part:
         """Start it."""
         self.starts += 1
         with self.log.open("wb") as log:
-            self._process = spawn(self.service.command, self.environment, log, self.folder)
+            command = [*self._before, *self.service.command]
+            self._process = spawn(command, self.environment, log, self.folder)
 
     def wait(self) -> None:
-        """Wait until it is healthy; a worker, which has no check of its own, until it says that it has started.
+        """Wait until it is healthy.
 
         Raises:
             RuntimeError: It takes too long, or it has ended.
         """
         deadline = time.monotonic() + _HEALTHY_S
-        check = self.service.health
-        while self.run(*check).returncode if check else "worker started" not in self.log.read_text():
+        while self.run(*self.service.health).returncode:
             if self.has_died or time.monotonic() > deadline:
                 raise RuntimeError(f"{self.name} does not become healthy:\n{self.log.read_text()[-2000:]}")
             time.sleep(_LOOK_S)

@@ -1,5 +1,7 @@
 """What a rehearsal takes out of docker-compose.yml, and how it starts and stops that."""
 
+import json
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -10,6 +12,7 @@ import pytest
 import yaml
 from alembic.config import Config
 from alembic.script import ScriptDirectory
+from playwright._impl._driver import compute_driver_executable
 
 from pipeline_poc.chaos.compose import Part, Service, first_statements, interpolated, lay_out, service
 from pipeline_poc.chaos.releases import next_release
@@ -44,22 +47,51 @@ def test_what_a_service_has_of_its_own() -> None:
     """Ports, health checks, and variables that are handed on where they are set, and only there."""
     code = service(COMPOSE, "code", VARIABLES, PLACES)
     assert code.command[-4:] == ["--port", "4", "--module-name", "pipeline_poc.definitions"]
-    assert code.health[:2] == ["python", "-c"]
-    assert "('127.0.0.1', 4)" in code.health[2]
+    assert code.health == ["./healthcheck", *code.command]
+    assert service(COMPOSE, "daemon", VARIABLES, PLACES).health == ["dagster-daemon", "liveness-check"]
     web = service(COMPOSE, "webserver", VARIABLES, PLACES)
     assert web.environment["API_READ_TOKEN_HASHES"] == "1" * 64
     assert "SESSION_SECRET" not in web.environment
-    assert service(COMPOSE, "worker", VARIABLES, PLACES).health == []
+    assert service(COMPOSE, "worker", VARIABLES, PLACES).health == ["./healthcheck", "pipeline-poc", "worker"]
 
 
 def test_a_folder_has_what_volumes_and_image_bring(tmp_path: Path) -> None:
-    """Dagster finds the configuration that compose mounts, and the code server where it is."""
+    """The health check, the configuration of Dagster that compose mounts, and where the code server is."""
     lay_out(COMPOSE, ROOT, tmp_path / "part", host="10.0.0.1", port=4)
     mounted = ROOT / "deploy" / "kubernetes" / "config" / "dagster.yaml"
     assert (tmp_path / "part" / "dagster.yaml").read_bytes() == mounted.read_bytes()
+    assert (tmp_path / "part" / "healthcheck").stat().st_mode & 0o111
     workspace = yaml.safe_load((tmp_path / "part" / "workspace.yaml").read_text(encoding="utf-8"))
     found = {"host": "10.0.0.1", "port": 4, "location_name": "pipeline_poc"}
     assert workspace == {"load_from": [{"grpc_server": found}]}
+
+
+SHELL = """
+const [name, isPrimary] = JSON.parse(process.argv[1]), said = [];
+globalThis.db = {
+  hello: () => ({setName: name || undefined, isWritablePrimary: isPrimary}),
+  getSiblingDB: (database) => ({auth: (user, password) => said.push([database, user, password])}),
+};
+globalThis.rs = {initiate: ({_id, members}) => said.push([_id, members.map(({host}) => host)])};
+globalThis.quit = (status) => { console.log(JSON.stringify(said)); process.exit(status); };
+require(process.argv[2]);
+"""
+"""As much of mongosh as the health check of MongoDB needs."""
+
+
+@pytest.mark.parametrize(
+    ("name", "is_primary", "status"), [("", False, 1), ("pipeline", False, 1), ("pipeline", True, 0)]
+)
+def test_mongodb_becomes_a_replica_set(name: str, is_primary: bool, status: int) -> None:
+    """A server without a set becomes one, by the name that it was started with; healthy is what takes writes."""
+    node, _ = compute_driver_executable()
+    mongo = COMPOSE["services"]["mongo"]
+    path = next(text for text in mongo["volumes"] if text.endswith(":/health.js:ro")).split(":")[0]
+    command = [node, "-e", SHELL, json.dumps([name, is_primary]), str(ROOT / path)]
+    done = subprocess.run(command, env={"MONGO_INITDB_ROOT_PASSWORD": "p"}, capture_output=True, text=True, check=False)
+    started = mongo["command"][mongo["command"].index("--replSet") + 1]
+    initiated = [["admin", mongo["environment"]["MONGO_INITDB_ROOT_USERNAME"], "p"], [started, ["mongo:27017"]]]
+    assert (done.returncode, json.loads(done.stdout)) == (status, [] if name else initiated), done.stderr
 
 
 def test_what_mysql_executes_first() -> None:
