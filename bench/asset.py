@@ -9,7 +9,7 @@ from pipeline_poc.orchestration.resources import close_services
 
 def run(task: Task) -> None:
     """Migrate the backlog; the run opens its stores while the clock runs."""
-    job = defs.resolve_job_def("migrate_posts")
+    job = defs().resolve_job_def("migrate_posts")
     quiet = {"loggers": {"console": {"config": {"log_level": "ERROR"}}}}
     assert task.settings.dagster_home
     with instance_of(task.settings.dagster_home) as instance:

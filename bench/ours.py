@@ -10,7 +10,8 @@ from bench.posts import hashed_posts
 from bench.source import serving
 from bench.task import Task
 from pipeline_poc.clock import utc_now
-from pipeline_poc.posts import StoredPost, next_version
+from pipeline_poc.posts import POSTS
+from pipeline_poc.records import StoredRecord, next_version
 from pipeline_poc.services import Services
 
 _BULK = 1000
@@ -30,15 +31,7 @@ def upsert(task: Task) -> None:
     """Write rows alone, as a batch after the other."""
     now = utc_now()
     posts = [
-        StoredPost(
-            hashed.post.external_id,
-            hashed.post.user_id,
-            hashed.post.title,
-            hashed.post.body,
-            hashed.content_hash,
-            next_version(None, now),
-            now,
-        )
+        StoredRecord(hashed.external_id, hashed.record.content[1:], hashed.content_hash, next_version(None, now), now)
         for hashed in hashed_posts(1, task.posts)
     ]
     size = task.settings.batch_size
@@ -84,11 +77,9 @@ def bulk_write(task: Task) -> None:
     now = datetime.now(UTC)
     documents: list[dict[str, Any]] = [
         {
-            "externalId": hashed.post.external_id,
+            "externalId": hashed.external_id,
             "ingestedAt": now,
-            "userId": hashed.post.user_id,
-            "title": hashed.post.title,
-            "body": hashed.post.body,
+            **dict(zip(POSTS.names, hashed.record.content[1:], strict=True)),
             "contentHash": hashed.content_hash,
             "version": next_version(None, now),
             "changedAt": now,

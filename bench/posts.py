@@ -3,17 +3,16 @@
 from collections.abc import Iterator
 
 from pipeline_poc.clock import utc_now
-from pipeline_poc.posts import Post, content_hash
-from pipeline_poc.raw_store import HashedPost
+from pipeline_poc.posts import Post
+from pipeline_poc.records import HashedRecord
 from pipeline_poc.services import Services
 from pipeline_poc.stand_in import make_post
 
 
-def hashed_posts(first: int, last: int) -> Iterator[HashedPost]:
+def hashed_posts(first: int, last: int) -> Iterator[HashedRecord]:
     """Make the posts with these ids, both included."""
     for number in range(first, last + 1):
-        post = Post.model_validate(make_post(number))
-        yield HashedPost(post, content_hash(post.external_id, post.user_id, post.title, post.body))
+        yield HashedRecord.of(Post.model_validate(make_post(number)))
 
 
 def store_backlog(services: Services, first: int, last: int) -> None:

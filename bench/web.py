@@ -19,7 +19,7 @@ import pymongo
 
 from bench.source import await_answer
 from pipeline_poc import embedded
-from pipeline_poc.posts import content_hash, next_version
+from pipeline_poc.records import content_hash, next_version
 
 PATHS = ("/health/live", "/health", "/data-migration/stats", "/data-ingestion/stats", "/metrics", "/overview")
 BULK = 10_000

@@ -20,7 +20,7 @@ from bench.task import Task
 from pipeline_poc.chaos.proxy import Fault, Proxy
 from pipeline_poc.clock import utc_now
 from pipeline_poc.orchestration.instance import DagsterInstance, instance_of
-from pipeline_poc.orchestration.reporting import ASSET
+from pipeline_poc.posts import POSTS
 from pipeline_poc.services import Services
 
 _TICK_S = 5.0
@@ -86,7 +86,7 @@ def await_reports(instance: DagsterInstance, since: datetime, posts: int) -> Non
     deadline = time.monotonic() + _REPORT_S
     while time.monotonic() < deadline:
         found = instance.fetch_materializations(
-            AssetRecordsFilter(AssetKey(ASSET), after_timestamp=since.timestamp()), limit=1000
+            AssetRecordsFilter(AssetKey(POSTS.table), after_timestamp=since.timestamp()), limit=1000
         )
         events = [record.asset_materialization for record in found.records]
         if sum(int(str(event.metadata["migrated"].value)) for event in events if event) >= posts:

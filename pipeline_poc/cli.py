@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 import click
 from rich.console import Console
 
-from pipeline_poc import alerts_cli, chaos_cli, config_cli, db_cli, desk_cli, desk_screens, screens
+from pipeline_poc import alerts_cli, chaos_cli, config_cli, db_cli, desk_cli, desk_screens, replay_cli, screens
 from pipeline_poc.commands import (
     EXIT_NOT_OK,
     EXIT_UNAVAILABLE,
     as_json,
+    chosen_entity,
     command,
     exit_code,
     open_services,
@@ -34,8 +35,9 @@ if TYPE_CHECKING:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog="Settings: see `pipeline-poc config`.")
+@click.option("--entity", help="What the command is about, one of ENTITIES.  [default: posts]")
 @click.version_option(package_name="pipeline-poc")
-def cli() -> None:
+def cli(entity: str | None) -> None:
     """Move posts from an API through MongoDB and a Redis queue to MySQL, and prove that none is lost.
 
     Stores are embedded unless MONGO_URL, REDIS_URL and SQL_URL name others.
@@ -45,6 +47,7 @@ def cli() -> None:
       pipeline-poc up                 everything on this machine, with the UI
       pipeline-poc status             what answers, what is stored, what waits
       pipeline-poc reconcile          prove that both stores agree
+      pipeline-poc --entity comments reconcile
     """
 
 
@@ -78,10 +81,10 @@ def up(settings: Settings, once: bool, as_json: bool) -> None:
             from pipeline_poc.up import first_pass_and_stay  # noqa: PLC0415 - imports Dagster while the stores start
 
             opening.result()
-        outcome = first_pass_and_stay(services, console, once=once, show=show_outcome)
-    if once and not (outcome and outcome.ok):
-        error = outcome and outcome.ingestion_error
-        sys.exit(exit_code(error) if isinstance(error, PipelineError) else EXIT_NOT_OK)
+        outcomes = first_pass_and_stay(services, console, once=once, show=show_outcome)
+    if once and not (len(outcomes) == len(settings.entities) and all(outcome.ok for outcome in outcomes)):
+        errors = [outcome.ingestion_error for outcome in outcomes if isinstance(outcome.ingestion_error, PipelineError)]
+        sys.exit(exit_code(errors[0]) if errors else EXIT_NOT_OK)
 
 
 @cli.command()
@@ -116,7 +119,7 @@ def enqueue(settings: Settings, as_json: bool) -> None:
         if as_json:
             click.echo(json.dumps(asdict(result)))
         else:
-            click.echo(result.sentence())
+            click.echo(result.sentence(services.entity.noun))
 
 
 @cli.command()
@@ -127,6 +130,8 @@ def enqueue(settings: Settings, as_json: bool) -> None:
 def worker(settings: Settings, count: int, burst: bool, as_json: bool) -> None:
     """Execute migration jobs until SIGTERM or Ctrl-C; the running job is finished first.
 
+    With several ENTITIES, and none chosen by --entity, each gets workers of its own.
+
     \b
     Examples:
       pipeline-poc worker --count 4
@@ -134,15 +139,17 @@ def worker(settings: Settings, count: int, burst: bool, as_json: bool) -> None:
     """
     from pipeline_poc.worker import run_worker, run_workers  # noqa: PLC0415 - imports RQ
 
-    if count == 1:
+    is_chosen = click.get_current_context().find_root().params.get("entity") is not None
+    entities = [chosen_entity(settings).name] if is_chosen else settings.entities
+    if count * len(entities) == 1:
         with open_services(settings) as services:
             jobs = run_worker(services, burst=burst, close=True)
             if as_json:
                 click.echo(json.dumps({"jobs": jobs}))
     else:
-        status = run_workers(count, burst=burst, grace_s=settings.shutdown_grace_s)
+        status = run_workers(count, entities, burst=burst, grace_s=settings.shutdown_grace_s)
         if as_json:
-            click.echo(json.dumps({"workers": count, "exit_status": status}))
+            click.echo(json.dumps({"workers": count * len(entities), "exit_status": status}))
         sys.exit(status)
 
 
@@ -328,6 +335,7 @@ for other in (
     desk_cli.post,
     desk_cli.quarantine,
     desk_cli.dead_letters,
+    replay_cli.replay,
     chaos_cli.chaos,
 ):
     cli.add_command(other)

@@ -18,6 +18,7 @@ import click
 from rich.console import Console
 
 from pipeline_poc import screens
+from pipeline_poc.entities import ENTITIES
 from pipeline_poc.errors import (
     PipelineError,
     SchemaError,
@@ -28,6 +29,8 @@ from pipeline_poc.errors import (
     mask_secrets,
 )
 from pipeline_poc.logs import configure_logging
+from pipeline_poc.posts import POSTS
+from pipeline_poc.records import Entity
 from pipeline_poc.selection import SelectionError
 from pipeline_poc.settings import Settings, load_settings
 
@@ -87,10 +90,22 @@ def operator() -> str:
 
 
 def open_services(settings: Settings, *, answer_timeout_s: float = 60.0) -> "Services":
-    """Return the stores; each is opened when it is first used, and waited for so long in each answer."""
+    """Return the stores; each is opened when it is first used, and waited for so long in each answer.
+
+    Raises:
+        SettingsError: ENTITIES does not name the one that --entity does.
+    """
     from pipeline_poc.services import Services  # noqa: PLC0415 - keeps `--help` quick
 
-    return Services(settings, answer_timeout_s=answer_timeout_s)
+    return Services(settings, entity=chosen_entity(settings), answer_timeout_s=answer_timeout_s)
+
+
+def chosen_entity(settings: Settings) -> Entity:
+    """Return the entity that --entity names, posts where it names none; raises as `open_services` does."""
+    name: str = click.get_current_context().find_root().params.get("entity") or POSTS.name
+    if name not in settings.entities:
+        raise SettingsError(f"--entity {name} is none of ENTITIES ({', '.join(settings.entities)})")
+    return ENTITIES[name]
 
 
 def show(summary: dict[str, Any], title: str, *, as_json: bool) -> None:

@@ -36,7 +36,7 @@ class Counters:
 
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
-        self._counters = mongo.database["counters"]
+        self._counters = mongo.collection("counters")
 
     def add(self, at: datetime, increments: Mapping[str, float]) -> None:
         """Count; what can't be counted is logged, never raised, since the deed is done.

@@ -8,8 +8,9 @@ from typing import Any
 import httpx
 
 from pipeline_poc.errors import PipelineError, TransientError, mask_secrets
+from pipeline_poc.posts import POSTS
+from pipeline_poc.records import Entity
 
-INGESTION_JOB = "ingest_posts"
 UNDER_WAY = ("QUEUED", "NOT_STARTED", "STARTING", "STARTED", "CANCELING")
 """States of a run that has not ended."""
 
@@ -150,13 +151,15 @@ class DagsterApi:
 
     Args:
         client: Knows where Dagster's webserver is, in this process or elsewhere.
+        entity: Whose ingestion it is about.
 
     Raises (every method):
         DagsterUnavailable: It does not answer, or with something else.
     """
 
-    def __init__(self, client: httpx.AsyncClient) -> None:
+    def __init__(self, client: httpx.AsyncClient, entity: Entity = POSTS) -> None:
         self._client = client
+        self._ingestion_job = f"ingest_{entity.name}"
 
     async def close(self) -> None:
         """Close the client."""
@@ -187,7 +190,7 @@ class DagsterApi:
             raise DagsterUnavailable(f"Dagster has no workspace: {workspace.get('message')}")
         nodes = data["repositoriesOrError"].get("nodes", [])
         daemons = data["instance"]["daemonHealth"]["allDaemonStatuses"]
-        ours = [node for node in nodes if any(job["name"] == INGESTION_JOB for job in node["jobs"])]
+        ours = [node for node in nodes if any(job["name"] == self._ingestion_job for job in node["jobs"])]
         return DagsterState(
             locations={entry["name"]: _location_error(entry) for entry in workspace["locationEntries"]},
             daemons=tuple(
@@ -206,7 +209,7 @@ class DagsterApi:
 
     async def run_under_way(self) -> str | None:
         """Return the id of an ingestion that has not ended; None where there is none."""
-        runs = (await self._ask(_RUNS, {"filter": {"pipelineName": INGESTION_JOB, "statuses": list(UNDER_WAY)}}))[
+        runs = (await self._ask(_RUNS, {"filter": {"pipelineName": self._ingestion_job, "statuses": list(UNDER_WAY)}}))[
             "runsOrError"
         ]
         if runs["__typename"] != "Runs":
@@ -224,7 +227,7 @@ class DagsterApi:
             raise DagsterUnavailable("the code location with the ingestion's job is not loaded")
         location, name = repository
         params = {
-            "selector": {"repositoryLocationName": location, "repositoryName": name, "jobName": INGESTION_JOB},
+            "selector": {"repositoryLocationName": location, "repositoryName": name, "jobName": self._ingestion_job},
             "runConfigData": {},
             "executionMetadata": {"tags": [{"key": key, "value": value} for key, value in tags.items()]},
         }

@@ -62,8 +62,8 @@ class DeadLetters:
 
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
-        self._batches = mongo.database["batches"]
-        self._posts = mongo.database["posts"]
+        self._batches = mongo.collection("batches")
+        self._posts = mongo.records
 
     def groups(self) -> list[DeadLetterGroup]:
         """Group the dead letters by the type of their error, the largest groups first."""

@@ -15,10 +15,10 @@ from pipeline_poc.clock import utc_now
 from pipeline_poc.dead_letters import DeadLetters
 from pipeline_poc.ingestion import take_over
 from pipeline_poc.ledger import Ledger
-from pipeline_poc.posts import Post, RejectedRecord, content_hash, parse
 from pipeline_poc.quarantine import DEAD_LETTER, KINDS, KeptRecord, Quarantine, portions, storable
-from pipeline_poc.raw_store import HashedPost, RawStore, StoredVersion, post_state
+from pipeline_poc.raw_store import RawStore, post_state
 from pipeline_poc.reconciliation import FAULTS, Fault, fault_of
+from pipeline_poc.records import Entity, HashedRecord, RejectedRecord, StoredVersion
 from pipeline_poc.relational_store import RelationalStore
 from pipeline_poc.repairs import Remedy, Repairs
 from pipeline_poc.selection import Selection
@@ -95,7 +95,7 @@ def requeue_quarantined(
         _requeue_records(quarantine.records(keys), quarantine, raw_store, ledger, result)
     for keys in quarantine.selected("post", selection, again=True):
         posts = quarantine.posts(keys)
-        valid = [post.key for post in posts if isinstance(parse(post.record), Post)]
+        valid = [post.key for post in posts if not isinstance(raw_store.entity.parse(post.record), RejectedRecord)]
         result.selected += len(posts)
         result.still_invalid += len(posts) - len(valid)
         released = len(valid) if dry_run else quarantine.release_posts(valid)
@@ -110,20 +110,20 @@ def requeue_quarantined(
 def _requeue_records(
     records: Sequence[KeptRecord], quarantine: Quarantine, raw_store: RawStore, ledger: Ledger, result: Requeued
 ) -> None:
-    parsed = [(record, _parse_again(record)) for record in records]
+    parsed = [(record, _parse_again(record, raw_store.entity)) for record in records]
     valid = [(record, post) for record, post in parsed if post is not None]
     result.selected += len(records)
     result.still_invalid += len(records) - len(valid)
-    ids = sorted({post.post.external_id for _, post in valid})
+    ids = sorted({post.external_id for _, post in valid})
     # Versions before times: a post that changes in between has another version than is expected here.
     known = raw_store.versions(ids)
     changed_at = quarantine.changed_at(ids)
-    chosen: dict[int, HashedPost] = {}
-    accepted: list[tuple[KeptRecord, HashedPost]] = []
+    chosen: dict[int, HashedRecord] = {}
+    accepted: list[tuple[KeptRecord, HashedRecord]] = []
     for record, post in valid:
         if (
             _may_replace(record, post, known, changed_at)
-            and chosen.setdefault(post.post.external_id, post).content_hash == post.content_hash
+            and chosen.setdefault(post.external_id, post).content_hash == post.content_hash
         ):
             accepted.append((record, post))
     if result.dry_run:
@@ -142,21 +142,21 @@ def _requeue_records(
     result.requeued += quarantine.remove_records(done)
 
 
-def _parse_again(record: KeptRecord) -> HashedPost | None:
+def _parse_again(record: KeptRecord, entity: Entity) -> HashedRecord | None:
     try:
-        post = parse(json.loads(record.payload))
+        post = entity.parse(json.loads(record.payload))
     except (ValueError, RecursionError):
         return None
     if isinstance(post, RejectedRecord):
         return None
-    return HashedPost(post, content_hash(post.external_id, post.user_id, post.title, post.body))
+    return HashedRecord.of(post)
 
 
 def _may_replace(
-    record: KeptRecord, post: HashedPost, known: Mapping[int, StoredVersion], changed_at: Mapping[int, datetime]
+    record: KeptRecord, post: HashedRecord, known: Mapping[int, StoredVersion], changed_at: Mapping[int, datetime]
 ) -> bool:
     """Return whether a record is the latest that is known of its post."""
-    external_id = post.post.external_id
+    external_id = post.external_id
     if external_id not in known or post.is_stored(known):
         return True
     # Of two contents in one answer the first one counts, and it is stored.
@@ -166,7 +166,7 @@ def _may_replace(
 
 
 def _store(
-    posts: Sequence[HashedPost], known: Mapping[int, StoredVersion], raw_store: RawStore, ledger: Ledger
+    posts: Sequence[HashedRecord], known: Mapping[int, StoredVersion], raw_store: RawStore, ledger: Ledger
 ) -> None:
     """Store posts as an ingestion does: first the intent, then the posts, then the seal."""
     now = utc_now()
@@ -296,7 +296,7 @@ def _look(
         document, row = documents.get(external_id), rows.get(external_id)
         if document is None and row is None:
             continue
-        post = post_state(document) if document is not None else None
+        post = post_state(document, repairs.entity) if document is not None else None
         fault = fault_of(post, row, waiting)
         if fault is None:
             continue

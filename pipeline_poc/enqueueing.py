@@ -71,15 +71,15 @@ class TickResult:
     busy: bool = False
     mode: Mode = "running"
 
-    def sentence(self) -> str:
-        """Return what happened in a line for a person."""
+    def sentence(self, noun: str = "post") -> str:
+        """Return what happened in a line for a person; a record is called by the noun."""
         if self.busy:
             return "another tick is at work"
         done = [
-            (self.enqueued, f"enqueued {_number(self.enqueued, 'batch')} ({_number(self.posts, 'post')})"),
+            (self.enqueued, f"enqueued {_number(self.enqueued, 'batch')} ({_number(self.posts, noun)})"),
             (self.freed, f"freed {_number(self.freed, 'batch')} of silent workers"),
             (self.requeued, f"requeued {_number(self.requeued, 'batch')} after an outage"),
-            (self.adopted, f"adopted {_number(self.adopted, 'post')}"),
+            (self.adopted, f"adopted {_number(self.adopted, noun)}"),
             (
                 self.waiting_for_store,
                 f"left {_number(self.waiting_for_store, 'batch')} to wait for the relational store",

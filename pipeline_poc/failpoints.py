@@ -21,6 +21,7 @@ POINTS = {
     "ingestion.intended": "the batch is in the ledger, its posts are not stored",
     "ingestion.stored": "the posts are stored, their batch is not sealed",
     "ingestion.sealed": "a batch is sealed, the rest of the ingestion is to come",
+    "replay.stamped": "migrated posts are put into a batch again, which is not sealed",
     "tick.begun": "a tick holds its lock, nothing has happened",
     "tick.cleared": "old jobs are deleted, the new ones are not enqueued",
     "tick.enqueued": "the jobs are enqueued, the tick's lock is held",

@@ -3,6 +3,7 @@
 import hashlib
 import heapq
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -15,8 +16,8 @@ from pipeline_poc.clock import utc_now
 from pipeline_poc.counters import observation
 from pipeline_poc.errors import PipelineError, TerminalError, mask_secrets
 from pipeline_poc.ledger import Ledger
-from pipeline_poc.posts import Post, RejectedRecord, content_hash, parse, reject, unknown_fields
-from pipeline_poc.raw_store import HashedPost, RawStore
+from pipeline_poc.raw_store import RawStore
+from pipeline_poc.records import Entity, HashedRecord, Record, RejectedRecord, reject
 from pipeline_poc.source import Answer, Source
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,9 @@ class IngestionResult:
         batches: Ids of the batches written.
         reasons: Number of quarantined records by reason code.
         unknown_fields: Number of records that had each field which a post does not have.
+        missing_fields: Number of records that lacked each field which a post has.
+        etag: Of the answer; None where the source serves none.
+        latency_s: Until the whole answer was there and checked, in seconds, retries included.
     """
 
     started_at: datetime = field(default_factory=utc_now)
@@ -56,6 +60,9 @@ class IngestionResult:
     batches: list[str] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     unknown_fields: Counter[str] = field(default_factory=Counter)
+    missing_fields: Counter[str] = field(default_factory=Counter)
+    etag: str | None = None
+    latency_s: float = 0.0
     duration_s: float = 0.0
 
     @property
@@ -77,6 +84,24 @@ class IngestionResult:
             "duration_s": round(self.duration_s, 3),
         }
 
+    def answer(self) -> dict[str, Any] | None:
+        """Return what the source's answer was like, to be kept; None where not all of it was looked at."""
+        if self.not_modified or self.accounted != self.fetched:
+            return None
+        return {
+            "at": self.started_at,
+            "fetched": self.fetched,
+            "quarantined": self.quarantined,
+            # A list, and ASCII: a source's names may be nothing that MongoDB takes for one.
+            "unknownFields": [
+                {"name": name.encode("ascii", "backslashreplace").decode(), "records": records}
+                for name, records in self.unknown_fields.most_common()
+            ],
+            "missingFields": [
+                {"name": name, "records": records} for name, records in self.missing_fields.most_common()
+            ],
+        }
+
 
 @dataclass(slots=True)
 class ParsedBatch:
@@ -87,9 +112,9 @@ class ParsedBatch:
         repeated: Number of those that repeat, word for word, the one that came before.
     """
 
-    posts: dict[int, HashedPost] = field(default_factory=dict)
+    posts: dict[int, HashedRecord] = field(default_factory=dict)
     rejected: list[RejectedRecord] = field(default_factory=list)
-    again: list[HashedPost] = field(default_factory=list)
+    again: list[HashedRecord] = field(default_factory=list)
     repeated: int = 0
 
     @property
@@ -135,10 +160,11 @@ def store_all(
                     store(batch, raw_store, ledger, result)
                 on_progress()
     except PipelineError as error:
-        _note_failure(error, raw_store, ledger)
+        _note_failure(error, raw_store, ledger, result)
         raise
     now = utc_now()
-    raw_store.note_ingestion(now, run=result.summary() | {"started_at": result.started_at}, error=None)
+    run = result.summary() | {"started_at": result.started_at}
+    raw_store.note_ingestion(now, run=run, error=None, answer=result.answer())
     ledger.counters.add(
         now,
         {
@@ -151,9 +177,12 @@ def store_all(
     )
 
 
-def _note_failure(error: PipelineError, raw_store: RawStore, ledger: Ledger) -> None:
+def _note_failure(error: PipelineError, raw_store: RawStore, ledger: Ledger, result: IngestionResult) -> None:
+    text = f"{type(error).__name__}: {mask_secrets(str(error))}"
+    # An answer without a single post is a failure, and says most of all what has become of the source.
+    answer = result.answer() if result.fetched else None
     try:
-        raw_store.note_ingestion(utc_now(), run=None, error=f"{type(error).__name__}: {mask_secrets(str(error))}")
+        raw_store.note_ingestion(utc_now(), run=None, error=text, answer=answer)
     except PipelineError as store_error:
         logger.warning("failure not noted", extra={"error": str(store_error)})
         return
@@ -171,13 +200,16 @@ def read(
     state_key = hashlib.blake2b(source.url.encode(), digest_size=16).hexdigest()
     state = _load_state(state_key, raw_store)
     last = state if _is_usable(state, raw_store) else {}
+    asked_at = time.perf_counter()
     with source.fetch(last.get("etag"), last.get("digest")) as answer:
+        result.latency_s = time.perf_counter() - asked_at
+        result.etag = answer.etag
         result.not_modified = answer.not_modified
         result.fetched = answer.count
         result.served_nothing = not answer.not_modified and not answer.count and raw_store.has_posts()
         seen = _SeenIds()
-        sample: list[HashedPost] = []
-        for batch in _parsed(answer, result, batch_size):
+        sample: list[HashedRecord] = []
+        for batch in _parsed(answer, raw_store.entity, result, batch_size):
             yield (checked := _checked(batch, seen, raw_store))
             sample = _sample(sample, checked)
         _finish(result)
@@ -187,7 +219,7 @@ def read(
                 "digest": answer.digest,
                 "ingestedAt": result.started_at,
                 "version": _STATE_VERSION,
-                "sample": [hashed.post.external_id for hashed in sample],
+                "sample": [hashed.external_id for hashed in sample],
             }
             if not raw_store.save_state(state_key, {"url": source.shown_url, **values}, before=state):
                 # Another ingestion ended meanwhile: which answer is the newer one, nobody knows.
@@ -258,10 +290,10 @@ def _is_usable(state: dict[str, Any], raw_store: RawStore) -> bool:
     return bool(sample) and all(external_id in stored for external_id in sample)
 
 
-def _parsed(answer: Answer, result: IngestionResult, batch_size: int) -> Iterator[ParsedBatch]:
+def _parsed(answer: Answer, entity: Entity, result: IngestionResult, batch_size: int) -> Iterator[ParsedBatch]:
     batch = ParsedBatch()
     for record in answer.records():
-        _add(batch, record, result)
+        _add(batch, record, entity, result)
         if batch.size >= batch_size:
             yield batch
             batch = ParsedBatch()
@@ -269,21 +301,22 @@ def _parsed(answer: Answer, result: IngestionResult, batch_size: int) -> Iterato
         yield batch
 
 
-def _sample(sample: list[HashedPost], batch: ParsedBatch) -> list[HashedPost]:
+def _sample(sample: list[HashedRecord], batch: ParsedBatch) -> list[HashedRecord]:
     """Return a few posts of all batches so far: those of the lowest hashes, which are spread evenly over them."""
     return heapq.nsmallest(_SAMPLE, [*sample, *batch.posts.values()], key=lambda hashed: hashed.content_hash)
 
 
-def _add(batch: ParsedBatch, record: Any, result: IngestionResult) -> None:
-    for name in unknown_fields(record):
+def _add(batch: ParsedBatch, record: Any, entity: Entity, result: IngestionResult) -> None:
+    for name in entity.unknown_fields(record):
         shown = name[:_UNKNOWN_FIELDS_MAX]
         if shown in result.unknown_fields or len(result.unknown_fields) < _UNKNOWN_FIELDS_MAX:
             result.unknown_fields[shown] += 1
-    post = parse(record)
+    post = entity.parse(record)
     if isinstance(post, RejectedRecord):
         batch.rejected.append(post)
+        result.missing_fields.update(entity.missing_fields(record))
         return
-    hashed = HashedPost(post, content_hash(post.external_id, post.user_id, post.title, post.body))
+    hashed = HashedRecord.of(post)
     if batch.posts.setdefault(post.external_id, hashed) is not hashed:
         batch.again.append(hashed)
 
@@ -294,15 +327,15 @@ def _checked(batch: ParsedBatch, seen: "_SeenIds", raw_store: RawStore) -> Parse
     known = raw_store.versions(earlier)
     batch.again[:0] = [batch.posts.pop(external_id) for external_id in earlier]
     for hashed in batch.again:
-        first = batch.posts.get(hashed.post.external_id)
+        first = batch.posts.get(hashed.external_id)
         if hashed.is_stored(known) if first is None else hashed.content_hash == first.content_hash:
             batch.repeated += 1
         else:
-            batch.rejected.append(_conflict(hashed.post))
+            batch.rejected.append(_conflict(hashed.record))
     return batch
 
 
-def _conflict(post: Post) -> RejectedRecord:
+def _conflict(post: Record) -> RejectedRecord:
     message = f"id {post.external_id} came before in the same answer, with another content"
     return reject(post.model_dump(by_alias=True), "conflicting_duplicate", message)
 

@@ -108,7 +108,7 @@ class Ledger:
 
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
-        self._batches = mongo.database["batches"]
+        self._batches = mongo.collection("batches")
         self.counters = Counters(mongo)
         """What happened to all batches there ever were."""
 

@@ -18,8 +18,8 @@ from pipeline_poc.clock import utc_now
 from pipeline_poc.counters import observation
 from pipeline_poc.errors import PipelineError, TerminalError
 from pipeline_poc.ledger import Batch, Ledger
-from pipeline_poc.posts import StoredPost
 from pipeline_poc.raw_store import RawStore
+from pipeline_poc.records import StoredRecord
 from pipeline_poc.relational_store import RelationalStore
 from pipeline_poc.repeating import repeating
 
@@ -40,7 +40,7 @@ class PendingBatch:
     """
 
     batch: Batch
-    posts: list[StoredPost]
+    posts: list[StoredRecord]
     started_at: datetime
     refused: dict[int, tuple[str, str]] = field(default_factory=dict)
     written: bool = False

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from copy import copy
+from typing import Any, Self
 
 from pymongo import MongoClient, WriteConcern, errors
+from pymongo.collection import Collection
 from pymongo.database import Database
 
 from pipeline_poc.errors import DataError, ServiceUnavailable, invalid_url, mask_secrets
+from pipeline_poc.posts import POSTS
+from pipeline_poc.records import Entity
 
 Document = dict[str, Any]
 
@@ -31,7 +35,12 @@ class Mongo:
         timeout_s: Longest wait to find and connect to a server, in seconds.
         answer_timeout_s: Longest wait for the answer to a command, in seconds. A bulk write of 1,000
             or an index build takes its time; a dead peer must not hang a worker.
+
+    Attributes:
+        entity: Whose collections these are.
     """
+
+    entity: Entity = POSTS
 
     def __init__(self, url: str, database: str, *, timeout_s: float, answer_timeout_s: float = 60.0) -> None:
         self._url = url
@@ -51,6 +60,21 @@ class Mongo:
             )
         except (errors.PyMongoError, ValueError, OSError) as error:
             raise invalid_url(_SETTING, url, error) from None
+
+    def of(self, entity: Entity) -> Self:
+        """Return the same connections, with the collections of another entity."""
+        other = copy(self)
+        other.entity = entity
+        return other
+
+    @property
+    def records(self) -> Collection[Document]:
+        """The entity's records."""
+        return self.database[self.entity.name]
+
+    def collection(self, name: str) -> Collection[Document]:
+        """Return a collection that each entity has of its own."""
+        return self.database[self.entity.collection(name)]
 
     @property
     def shown_url(self) -> str:

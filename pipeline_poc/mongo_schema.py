@@ -1,9 +1,9 @@
-"""The schema of the raw store: indexes and the validator of posts, set up by version.
+"""The schema of the raw store: indexes and the validator of each entity, set up by version.
 
 All of it stands here. Whoever changes it raises `VERSION`; docs/operations.md has the rules.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
@@ -12,7 +12,9 @@ from pymongo.errors import DuplicateKeyError, OperationFailure
 from pipeline_poc.counters import MINUTES_KEPT_S
 from pipeline_poc.idempotency import KEPT_S
 from pipeline_poc.mongo import Document, Mongo
-from pipeline_poc.raw_store import FIELDS, STORED_AS
+from pipeline_poc.posts import POSTS
+from pipeline_poc.raw_store import document_fields
+from pipeline_poc.records import Entity
 from pipeline_poc.schema import Schema, Upgrade
 
 VERSION = 1
@@ -34,32 +36,20 @@ class MongoSchema:
     Args:
         mongo: The database.
         ledger_retention_s: Closed batches expire after so long.
+        entities: Whose collections belong to the schema.
 
     Raises (every method):
         ServiceUnavailable: MongoDB can't be reached.
     """
 
-    def __init__(self, mongo: Mongo, *, ledger_retention_s: int) -> None:
+    def __init__(self, mongo: Mongo, *, ledger_retention_s: int, entities: Sequence[Entity] = (POSTS,)) -> None:
         self._mongo = mongo
+        self._entities = entities
         self._schema = mongo.database["schema"]
         self._retention_s = ledger_retention_s
-        self._indexes = {
-            "posts": [
-                IndexModel([("externalId", ASCENDING)], unique=True),
-                IndexModel([("batchId", ASCENDING), ("migrated", ASCENDING)]),
-                IndexModel([("quarantine.code", ASCENDING)], sparse=True),
-            ],
-            "batches": [
-                IndexModel([("state", ASCENDING), ("createdAt", ASCENDING)]),
-                IndexModel([(_EXPIRING, ASCENDING)], expireAfterSeconds=ledger_retention_s),
-            ],
-            "quarantined_records": [
-                IndexModel([("code", ASCENDING)]),
-                IndexModel([("lastSeenAt", DESCENDING), ("_id", DESCENDING)]),
-            ],
-            "counters": [IndexModel([("at", ASCENDING)], expireAfterSeconds=MINUTES_KEPT_S)],
-            "idempotency_keys": [IndexModel([("at", ASCENDING)], expireAfterSeconds=KEPT_S)],
-        }
+        self._indexes = {"idempotency_keys": [IndexModel([("at", ASCENDING)], expireAfterSeconds=KEPT_S)]}
+        for entity in entities:
+            self._indexes |= _indexes_of(entity, ledger_retention_s)
 
     def read(self) -> Schema:
         """Return what there is: the version that is written down, and whether its indexes are there."""
@@ -103,9 +93,9 @@ class MongoSchema:
         for name, indexes in self._missing().items():
             with self._mongo.translated():
                 self._mongo.database[name].create_indexes(indexes)
-        note = self._set_validator()
+        notes = [self._set_validator(entity) for entity in self._entities]
         self._record({"version": VERSION})
-        return Upgrade(before, self.read(), note)
+        return Upgrade(before, self.read(), next(filter(None, notes), None))
 
     def _record(self, numbers: Document) -> None:
         """Write numbers down where they are above those that a newer pipeline_poc may have written meanwhile."""
@@ -125,45 +115,65 @@ class MongoSchema:
                 missing[name] = lost
         return missing
 
-    def _set_validator(self) -> str | None:
+    def _set_validator(self, entity: Entity) -> str | None:
         """Set the validator where it differs; returns why there is none on a server that does not take it."""
-        posts = self._mongo.database["posts"]
+        records = self._mongo.database[entity.name]
         # A document that is no post is kept, told of, and quarantined: nothing that anybody stored may be refused.
-        rules = {"validator": validator(), "validationLevel": "moderate", "validationAction": "warn"}
+        rules = {"validator": validator(entity), "validationLevel": "moderate", "validationAction": "warn"}
         refusal: object = "it is accepted, and not kept"
         with self._mongo.translated():
-            if _has(posts.options(), rules):
+            if _has(records.options(), rules):
                 return None
             try:
-                self._mongo.database.command({"collMod": "posts", **rules})
+                self._mongo.database.command({"collMod": entity.name, **rules})
             except OperationFailure as error:
                 if error.code not in _NOT_TAKEN:
                     raise
                 refusal = error
-            if _has(posts.options(), rules):
+            if _has(records.options(), rules):
                 return None
         return f"this server takes no validator, so that it warns of no document ({refusal})"
 
     def _apply_retention(self) -> None:
         with self._mongo.translated():
-            for name, index in self._mongo.database["batches"].index_information().items():
-                if _key(index) == [(_EXPIRING, ASCENDING)] and index.get("expireAfterSeconds") != self._retention_s:
-                    change = {"name": name, "expireAfterSeconds": self._retention_s}
-                    self._mongo.database.command("collMod", "batches", index=change)
+            for batches in (self._mongo.of(entity).collection("batches") for entity in self._entities):
+                for name, index in batches.index_information().items():
+                    if _key(index) == [(_EXPIRING, ASCENDING)] and index.get("expireAfterSeconds") != self._retention_s:
+                        change = {"name": name, "expireAfterSeconds": self._retention_s}
+                        self._mongo.database.command("collMod", batches.name, index=change)
 
 
-def validator() -> Document:
-    """Return what a document of ``posts`` looks like, in MongoDB's words; made of `FIELDS`.
+def _indexes_of(entity: Entity, ledger_retention_s: int) -> dict[str, list[IndexModel]]:
+    return {
+        entity.name: [
+            IndexModel([("externalId", ASCENDING)], unique=True),
+            IndexModel([("batchId", ASCENDING), ("migrated", ASCENDING)]),
+            IndexModel([("quarantine.code", ASCENDING)], sparse=True),
+        ],
+        entity.collection("batches"): [
+            IndexModel([("state", ASCENDING), ("createdAt", ASCENDING)]),
+            IndexModel([(_EXPIRING, ASCENDING)], expireAfterSeconds=ledger_retention_s),
+        ],
+        entity.collection("quarantined_records"): [
+            IndexModel([("code", ASCENDING)]),
+            IndexModel([("lastSeenAt", DESCENDING), ("_id", DESCENDING)]),
+        ],
+        entity.collection("counters"): [IndexModel([("at", ASCENDING)], expireAfterSeconds=MINUTES_KEPT_S)],
+    }
+
+
+def validator(entity: Entity) -> Document:
+    """Return what a document of an entity looks like, in MongoDB's words.
 
     Documents of the replaced service fit it, and may have more fields.
     """
-    required = sorted(STORED_AS.values())
+    required = sorted(entity.stored_as.values())
     properties = {
         name: {
             "bsonType": _BSON_TYPES.get(bson, [bson]) + ([] if name in required else ["null"]),
             "description": meaning,
         }
-        for name, (bson, meaning) in FIELDS.items()
+        for name, (bson, meaning) in document_fields(entity).items()
     }
     return {"$jsonSchema": {"bsonType": "object", "required": required, "properties": properties}}
 

@@ -10,10 +10,10 @@ from pipeline_poc.errors import ServiceUnavailable
 from pipeline_poc.ledger import Batch, Ledger
 from pipeline_poc.migration_queue import JobInfo, MigrationQueue
 from pipeline_poc.mongo import Document
-from pipeline_poc.posts import content_hash
 from pipeline_poc.quarantine import meaning
 from pipeline_poc.raw_store import PostState, RawStore, post_state
 from pipeline_poc.reconciliation import Fault, fault_of
+from pipeline_poc.records import Entity, content_hash
 from pipeline_poc.relational_store import RelationalStore, RowState
 
 PostStage = Literal["migrated", "backlog", "quarantined", "unknown"]
@@ -123,9 +123,9 @@ def _look(
         return result
     if document is None and result.row is None:
         return None
-    post = post_state(document) if document is not None else None
+    post = post_state(document, raw_store.entity) if document is not None else None
     waiting = {result.batch.id} if result.batch is not None and result.batch.state != "closed" else set()
-    fault = fault_of(post, _row_state(external_id, result.row), waiting)
+    fault = fault_of(post, _row_state(raw_store.entity, result.row), waiting)
     result.agrees = fault is None
     result.verdict = _verdict(fault, post, result)
     return result
@@ -157,11 +157,11 @@ def _describe(result: Passport, document: Document, ledger: Ledger) -> None:
         )
 
 
-def _row_state(external_id: int, row: dict[str, Any] | None) -> RowState | None:
+def _row_state(entity: Entity, row: dict[str, Any] | None) -> RowState | None:
     if row is None:
         return None
-    digest = content_hash(external_id, row["userId"], row["title"], row["body"])
-    return RowState(external_id, digest, row["version"] or 0)
+    digest = content_hash(*[row[name] for name in entity.stored_as.values()])
+    return RowState(row["externalId"], digest, row["version"] or 0)
 
 
 def _verdict(fault: Fault | None, post: PostState | None, result: Passport) -> str:

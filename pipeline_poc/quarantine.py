@@ -19,7 +19,7 @@ from pymongo import DESCENDING
 from pymongo.collection import Collection
 
 from pipeline_poc.mongo import Document, Mongo
-from pipeline_poc.posts import REASONS, SOURCE_FIELDS
+from pipeline_poc.records import REASONS
 from pipeline_poc.selection import (
     Page,
     Selection,
@@ -45,7 +45,6 @@ PORTION = 100
 _PAYLOAD_SHOWN = 2000
 """Characters of a payload in a list; looking at one item shows all of it."""
 _FINGERPRINT = re.compile(r"[0-9a-f]{32}")
-_STORED_AS = {name: "externalId" if name == "id" else name for name in SOURCE_FIELDS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +126,8 @@ class Quarantine:
 
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
-        self._records = mongo.database["quarantined_records"]
-        self._posts = mongo.database["posts"]
+        self._records = mongo.collection("quarantined_records")
+        self._posts = mongo.records
 
     def groups(self, *, include_discarded: bool = False) -> list[QuarantineGroup]:
         """Group what is quarantined by its reason, the largest groups first."""
@@ -273,13 +272,7 @@ class Quarantine:
         """Return these quarantined posts as the source would serve them."""
         with self._mongo.translated():
             found = self._posts.find({"_id": {"$in": [*keys]}} | _Where("post").is_quarantined)
-            return [
-                KeptPost(
-                    document["_id"],
-                    {name: document[stored] for name, stored in _STORED_AS.items() if stored in document},
-                )
-                for document in found
-            ]
+            return [KeptPost(document["_id"], self._mongo.entity.as_served(document)) for document in found]
 
     def release_posts(self, keys: Sequence[Any]) -> int:
         """Take posts out of quarantine and out of their batch, for adoption; returns their number.

@@ -1,51 +1,57 @@
 """The raw store: MongoDB holds every post, its state, and the records that are no posts.
 
-`FIELDS` describes a document of ``posts``; the first seven fields are those of the service that
-this one replaces. Records that are no posts are kept in ``quarantined_records``.
+`document_fields` describes a document; the first seven fields of one of ``posts`` are those of the service
+that this one replaces. Records that are no posts are kept in ``quarantined_records``.
+
+Where another entity's records are stored, they take the posts' place, in collections of their own.
 """
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Any, TypeVar
 
-from pymongo import ASCENDING, InsertOne, UpdateOne
+from pymongo import ASCENDING, DESCENDING, InsertOne, UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from pipeline_poc.errors import TransientError
 from pipeline_poc.mongo import Document, Mongo
-from pipeline_poc.posts import (
+from pipeline_poc.post_selection import PostSelection
+from pipeline_poc.records import (
     INT_MAX,
-    SOURCE_FIELDS,
-    Post,
+    Entity,
+    HashedRecord,
+    Kind,
     RejectedRecord,
-    StoredPost,
+    StoredRecord,
+    StoredVersion,
     content_hash,
     next_version,
-    parse,
 )
 
 T = TypeVar("T")
 
-FIELDS = {
-    "externalId": ("int", "the post's id in the source; unique"),
-    "userId": ("int", "the author's id in the source"),
-    "title": ("string", "the post's title"),
-    "body": ("string", "the post's text"),
-    "ingestedAt": ("date", "when the post first arrived, UTC"),
+_BSON_TYPES: Mapping[Kind, str] = {"integer": "int", "text": "string", "flag": "bool"}
+_STATE = {
+    "ingestedAt": ("date", "when it first arrived, UTC"),
     "migrated": ("bool", "whether the row of this version is committed"),
     "migratedAt": ("date", "when that was, UTC"),
-    "contentHash": ("string", "digest of the four values of the source"),
-    "version": ("long", "grows with each content of the post"),
+    "contentHash": ("string", "digest of the values of the source"),
+    "version": ("long", "grows with each content"),
     "changedAt": ("date", "when this version arrived, UTC"),
     "batchId": ("string", "the batch of the ledger in which this version is migrated"),
-    "quarantine": ("object", "code, message and time, only where the relational store refuses the post"),
+    "quarantine": ("object", "code, message and time, only where the relational store refuses it"),
 }
-"""The fields of a document of ``posts``, each with BSON type and meaning."""
 
-STORED_AS = {name: "externalId" if name == "id" else name for name in SOURCE_FIELDS}
-"""The fields that every post has, by their names in the source."""
+
+def document_fields(entity: Entity) -> dict[str, tuple[str, str]]:
+    """Return the fields of a document, each with BSON type and meaning."""
+    own = {value.name: (_BSON_TYPES[value.kind], value.meaning) for value in entity.values}
+    return {"externalId": ("int", "its id in the source; unique")} | own | _STATE
+
+
 _BULK = 1000
 """Operations in one bulk write; more gain nothing and make a message large."""
 _IN_LIST = 50
@@ -60,27 +66,6 @@ _DUPLICATE_KEY = 11000
 _LAST_INGESTION = "last"
 _TRIES = 5
 """Rounds in which an ingestion tries to get ahead of others that change the same posts."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredVersion:
-    """What tells versions of a post apart; both are None in documents of the replaced service."""
-
-    content_hash: str | None
-    version: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class HashedPost:
-    """A post with its content hash."""
-
-    post: Post
-    content_hash: str
-
-    def is_stored(self, versions: Mapping[int, StoredVersion]) -> bool:
-        """Return whether these are the versions of a store that holds this very content."""
-        stored = versions.get(self.post.external_id)
-        return stored is not None and stored.content_hash == self.content_hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +94,7 @@ class PostState:
     Attributes:
         content_hash: Of the four values that the document holds now, not the hash stored in it.
         batch_id: None where the post is in no batch.
+        version: None in documents of the replaced service.
     """
 
     external_id: int
@@ -117,6 +103,7 @@ class PostState:
     quarantined: bool
     batch_id: str | None
     hash_is_right: bool
+    version: int | None = None
 
 
 class RawStore:
@@ -127,10 +114,12 @@ class RawStore:
     """
 
     def __init__(self, mongo: Mongo) -> None:
+        self.entity = mongo.entity
+        """Whose records these are."""
         self._mongo = mongo
-        self._posts = mongo.database["posts"]
-        self._rejected = mongo.database["quarantined_records"]
-        self._state = mongo.database["ingestion_state"]
+        self._posts = mongo.records
+        self._rejected = mongo.collection("quarantined_records")
+        self._state = mongo.collection("ingestion_state")
 
     @property
     def shown_url(self) -> str:
@@ -152,7 +141,7 @@ class RawStore:
         return found
 
     def store(
-        self, posts: Sequence[HashedPost], known: Mapping[int, StoredVersion], batch_id: str, at: datetime
+        self, posts: Sequence[HashedRecord], known: Mapping[int, StoredVersion], batch_id: str, at: datetime
     ) -> Stored:
         """Store new and changed posts as the newest versions, stamped with their batch.
 
@@ -171,30 +160,49 @@ class RawStore:
         new = changed = 0
         pending = list(posts)
         for _ in range(_TRIES):
-            inserted, modified = self._write([_store_operation(post, known, batch_id, at) for post in pending])
+            inserted, modified = self._write([self._storing(post, known, batch_id, at) for post in pending])
             new += inserted
             changed += modified
             if inserted + modified < len(pending):
-                known = self.versions([post.post.external_id for post in pending])
+                known = self.versions([post.external_id for post in pending])
                 pending = [post for post in pending if not post.is_stored(known)]
             else:
                 pending = []
             if not pending:
                 return Stored(new=new, changed=changed, unchanged=len(posts) - new - changed)
         raise TransientError(
-            f"{len(pending)} posts, such as {pending[0].post.external_id}, keep changing meanwhile, "
+            f"{len(pending)} posts, such as {pending[0].external_id}, keep changing meanwhile, "
             "or something keeps them out of MongoDB, such as a unique index that is not the pipeline's"
         )
 
     def offer(
-        self, posts: Sequence[HashedPost], known: Mapping[int, StoredVersion], batch_id: str, at: datetime
+        self, posts: Sequence[HashedRecord], known: Mapping[int, StoredVersion], batch_id: str, at: datetime
     ) -> int:
         """Store as `store` does, but give way to every version that somebody else stored meanwhile.
 
         Returns:
             Number of posts written.
         """
-        return sum(self._write([_store_operation(post, known, batch_id, at) for post in posts]))
+        return sum(self._write([self._storing(post, known, batch_id, at) for post in posts]))
+
+    def _storing(
+        self, post: HashedRecord, known: Mapping[int, StoredVersion], batch_id: str, at: datetime
+    ) -> InsertOne[Document] | UpdateOne:
+        external_id, *content = post.record.content
+        stored = known.get(external_id)
+        values = dict(zip(self.entity.names, content, strict=True)) | {
+            "contentHash": post.content_hash,
+            "version": next_version(stored.version if stored else None, at),
+            "changedAt": at,
+            "batchId": batch_id,
+            "migrated": False,
+            "migratedAt": None,
+        }
+        if stored is None:
+            return InsertOne({"externalId": external_id, "ingestedAt": at} | values)
+        # Compare and set: nobody's newer version is overwritten unseen.
+        guard = {"externalId": external_id, "version": stored.version}
+        return UpdateOne(guard, {"$set": values, "$unset": {"quarantine": ""}})
 
     def _write(self, operations: Sequence[InsertOne[Document] | UpdateOne]) -> tuple[int, int]:
         """Return how many documents were inserted and modified; the rest met a version of somebody else."""
@@ -213,10 +221,11 @@ class RawStore:
                 modified += result["nModified"]
         return inserted, modified
 
-    def posts_to_migrate(self, batch_id: str) -> list[StoredPost]:
+    def posts_to_migrate(self, batch_id: str) -> list[StoredRecord]:
         """Return the posts of a sealed batch that are neither migrated nor quarantined, by id."""
         with self._mongo.translated():
-            posts = [_stored_post(document) for document in self._posts.find(_unmigrated(batch_id), {"_id": False})]
+            found = self._posts.find(_unmigrated(batch_id), {"_id": False})
+            posts = [_stored_post(document, self.entity.names) for document in found]
         posts.sort(key=lambda post: post.external_id)
         return posts
 
@@ -291,10 +300,28 @@ class RawStore:
         """
         with self._mongo.translated():
             found = self._posts.find(_unmigrated(None)).limit(limit)
-            operations = [_adopt_operation(document, batch_id, at) for document in found]
+            operations = [self._adopting(document, batch_id, at) for document in found]
             return sum(
                 self._posts.bulk_write(chunk, ordered=False).modified_count for chunk in _chunks(operations, _BULK)
             )
+
+    def _adopting(self, document: Document, batch_id: str, at: datetime) -> UpdateOne:
+        post = self.entity.parse(self.entity.as_served(document))
+        values: Document
+        if isinstance(post, RejectedRecord):
+            values = {"quarantine": {"code": post.code, "message": post.message, "at": at}}
+        else:
+            version = document.get("version")
+            values = {
+                "batchId": batch_id,
+                "migrated": False,
+                "migratedAt": None,
+                "contentHash": _hash_of(document, self.entity),
+                "version": next_version(version if isinstance(version, int) else None, at),
+                "changedAt": _time(document.get("changedAt"), at),
+                "ingestedAt": _time(document.get("ingestedAt"), at),
+            }
+        return UpdateOne({"_id": document["_id"], "batchId": None, "migrated": {"$ne": True}}, {"$set": values})
 
     def left_behind(self, batch_id: str, *, limit: int) -> list[Any]:
         """Return some ids of a batch's posts that are neither migrated nor quarantined, whatever their flag holds."""
@@ -364,15 +391,87 @@ class RawStore:
 
         Documents without an integer for an id, which `adopt` quarantined, have no place in that order.
         """
-        parts = _part_by_part(self._read, len) if external_ids is None else [self._read({"$in": sorted(external_ids)})]
-        for documents in parts:
-            for document in documents:
-                if isinstance(document.get("externalId"), int):
-                    yield post_state(document)
+        parts = (
+            chain(map(self._read, _FOREIGN), self._read_range(1, None))
+            if external_ids is None
+            else [self._read(_among(external_ids))]
+        )
+        for document in chain.from_iterable(parts):
+            if isinstance(document.get("externalId"), int):
+                yield post_state(document, self.entity)
 
-    def _read(self, ids: Document) -> list[Document]:
+    def _read(self, ids: Document, limit: int = 0) -> list[Document]:
         with self._mongo.translated():
-            return list(self._posts.find({"externalId": ids}, {"_id": False}).sort("externalId", ASCENDING))
+            return list(self._posts.find({"externalId": ids}).sort("externalId", ASCENDING).limit(limit))
+
+    def _read_range(self, first: int, last: int | None) -> Iterator[list[Document]]:
+        """Read the posts of a range of ids, some thousands at once; where the last one is None, all from the first."""
+        width, end = _PART, INT_MAX if last is None else last
+        while first <= end:
+            until = min(first + width - 1, end)
+            found = self._read({"$gte": first, "$lte": until}, limit=2 * _PART)
+            yield found
+            if len(found) < 2 * _PART:
+                first, width = until + 1, _next_width(width, len(found))
+            else:  # Dense behind a gap: the rest of the part is left for the next ones.
+                behind = int(found[-1]["externalId"]) + 1
+                first, width = behind, behind - first
+        if last is None:
+            yield self._read({"$gt": INT_MAX})
+
+    def documents(self, selection: PostSelection) -> Iterator[Document]:
+        """Stream the documents of posts by id, as they are; some thousands are held at once."""
+        if selection.ids is None:
+            parts = self._read_range(selection.first, selection.last)
+        else:
+            parts = (self._read(ids) for ids in _lookups(sorted(set(selection.ids))))
+        ids = None if selection.ids is None else frozenset(selection.ids)
+        for document in chain.from_iterable(parts):
+            if _is_meant(document, ids, selection.changed_since):
+                yield document
+
+    def id_range(self) -> range:
+        """Return all numbers from the lowest id to the highest; none where no post is stored."""
+        ids, ends = {"$gte": 1, "$lte": INT_MAX}, []
+        with self._mongo.translated():
+            for direction in (ASCENDING, DESCENDING):
+                found = self._posts.find({"externalId": ids}, {"_id": False, "externalId": True})
+                ends += [int(document["externalId"]) for document in found.sort("externalId", direction).limit(1)]
+        return range(ends[0], ends[-1] + 1) if ends else range(0)
+
+    def keeps_ids_unique(self) -> bool:
+        """Return whether the unique index is there, which lets no id come twice."""
+        with self._mongo.translated():
+            indexes = self._posts.index_information().values()
+        return any(index.get("unique") and dict(index["key"]) == {"externalId": ASCENDING} for index in indexes)
+
+    def repeated_ids(self, *, limit: int) -> list[Any]:
+        """Return some ids that more than one document has; costs time in proportion to what is stored."""
+        stages: list[Document] = [
+            {"$group": {"_id": "$externalId", "documents": {"$sum": 1}}},
+            {"$match": {"documents": {"$gt": 1}}},
+            {"$limit": limit},
+        ]
+        with self._mongo.translated():
+            return [group["_id"] for group in self._posts.aggregate(stages, allowDiskUse=True)]
+
+    def misfits(self, rules: Document, parts: Iterable[range], *, limit: int) -> list[Any]:
+        """Return some ids of documents that break rules and are not quarantined.
+
+        Args:
+            rules: A condition that fitting documents meet.
+            parts: The ids to look at; documents that have no id of a post are looked at, too.
+            limit: Most ids to return.
+        """
+        found: list[Any] = []
+        with self._mongo.translated():
+            for ids in (*_FOREIGN, *map(_among, parts)):
+                query = {"externalId": ids, "quarantine": None, "$nor": [rules]}
+                misfits = self._posts.find(query, {"externalId": True}).limit(limit - len(found))
+                found += [document.get("externalId") for document in misfits]
+                if len(found) >= limit:
+                    break
+        return found
 
     def document(self, external_id: int) -> Document | None:
         """Look the document of a post up, as it is."""
@@ -403,13 +502,24 @@ class RawStore:
                 return False
         return True
 
-    def note_ingestion(self, at: datetime, *, run: Document | None, error: str | None) -> None:
-        """Keep how an ingestion ended: its numbers where it went well, else its error."""
+    def note_ingestion(
+        self, at: datetime, *, run: Document | None, error: str | None, answer: Document | None = None
+    ) -> None:
+        """Keep how an ingestion ended: its numbers where it went well, else its error.
+
+        Args:
+            at: When.
+            run: Its numbers.
+            error: Why it failed; None where it went well.
+            answer: What the source's answer was like; None where it was not looked at, and the one before stands.
+        """
         update: Document = (
             {"$set": {"lastRun": run, "lastSuccessAt": at, "errorsSince": 0}}
             if error is None
             else {"$set": {"lastError": error, "lastErrorAt": at}, "$inc": {"errorsSince": 1}}
         )
+        if answer is not None:
+            update["$set"]["lastAnswer"] = answer
         with self._mongo.translated():
             self._state.update_one({"_id": _LAST_INGESTION}, update, upsert=True)
 
@@ -445,10 +555,28 @@ def _part_by_part(read: Callable[[Document], T], size: Callable[[T], int]) -> It
     while first + width <= INT_MAX:
         found = read({"$gte": first, "$lt": first + width})
         yield found
-        first += width
-        # Ids may be dense or have gaps; each part follows the density of the one before.
-        width = 2 * width if 2 * size(found) < _PART else max(1, width * _PART // size(found))
+        first, width = first + width, _next_width(width, size(found))
     yield read({"$gte": first})
+
+
+def _next_width(width: int, found: int) -> int:
+    """Return how many ids to ask for next: they may be dense or have gaps, and each part follows the one before."""
+    return 2 * width if 2 * found < _PART else max(1, width * _PART // found)
+
+
+def _is_meant(document: Document, ids: Collection[int] | None, changed_since: datetime | None) -> bool:
+    external_id, changed_at = document["externalId"], document.get("changedAt")
+    if not isinstance(external_id, int) or (ids is not None and external_id not in ids):
+        return False
+    # What has no time of change was written by somebody else, and is as old as can be.
+    return changed_since is None or (isinstance(changed_at, datetime) and changed_at >= changed_since)
+
+
+def _among(external_ids: Collection[int]) -> Document:
+    """Return the condition on ``externalId`` that matches these ids; a range is read as one, where there is any id."""
+    if isinstance(external_ids, range) and external_ids:
+        return {"$gte": external_ids[0], "$lte": external_ids[-1]}
+    return {"$in": sorted(external_ids)}
 
 
 def _lookups(external_ids: Sequence[int]) -> Iterator[Document]:
@@ -460,75 +588,31 @@ def _lookups(external_ids: Sequence[int]) -> Iterator[Document]:
             yield from ({"$in": part} for part in _chunks(ids, _IN_LIST))
 
 
-def _store_operation(
-    hashed: HashedPost, known: Mapping[int, StoredVersion], batch_id: str, at: datetime
-) -> InsertOne[Document] | UpdateOne:
-    post = hashed.post
-    stored = known.get(post.external_id)
-    values = {
-        "userId": post.user_id,
-        "title": post.title,
-        "body": post.body,
-        "contentHash": hashed.content_hash,
-        "version": next_version(stored.version if stored else None, at),
-        "changedAt": at,
-        "batchId": batch_id,
-        "migrated": False,
-        "migratedAt": None,
-    }
-    if stored is None:
-        return InsertOne({"externalId": post.external_id, "ingestedAt": at} | values)
-    # Compare and set: nobody's newer version is overwritten unseen.
-    guard = {"externalId": post.external_id, "version": stored.version}
-    return UpdateOne(guard, {"$set": values, "$unset": {"quarantine": ""}})
-
-
-def _adopt_operation(document: Document, batch_id: str, at: datetime) -> UpdateOne:
-    post = parse({name: document[stored] for name, stored in STORED_AS.items() if stored in document})
-    values: Document
-    if isinstance(post, RejectedRecord):
-        values = {"quarantine": {"code": post.code, "message": post.message, "at": at}}
-    else:
-        version = document.get("version")
-        values = {
-            "batchId": batch_id,
-            "migrated": False,
-            "migratedAt": None,
-            "contentHash": _hash_of(document),
-            "version": next_version(version if isinstance(version, int) else None, at),
-            "changedAt": _time(document.get("changedAt"), at),
-            "ingestedAt": _time(document.get("ingestedAt"), at),
-        }
-    return UpdateOne({"_id": document["_id"], "batchId": None, "migrated": {"$ne": True}}, {"$set": values})
-
-
 def _time(value: Any, default: datetime) -> datetime:
     return value if isinstance(value, datetime) else default
 
 
-def _hash_of(document: Document) -> str:
+def _hash_of(document: Document, entity: Entity) -> str:
     try:
-        return content_hash(document["externalId"], document["userId"], document["title"], document["body"])
+        return content_hash(*[document[name] for name in entity.stored_as.values()])
     except (KeyError, TypeError, ValueError):
         # A document that somebody else wrote; no valid post has this hash.
         return ""
 
 
-def _stored_post(document: Document) -> StoredPost:
-    return StoredPost(
+def _stored_post(document: Document, names: Sequence[str]) -> StoredRecord:
+    return StoredRecord(
         external_id=document["externalId"],
-        user_id=document["userId"],
-        title=document["title"],
-        body=document["body"],
+        values=tuple([document[name] for name in names]),
         content_hash=document["contentHash"],
         version=document["version"],
         ingested_at=document["ingestedAt"],
     )
 
 
-def post_state(document: Document) -> PostState:
-    """Return a document of ``posts`` as reconciliation sees it."""
-    digest = _hash_of(document)
+def post_state(document: Document, entity: Entity) -> PostState:
+    """Return a document as reconciliation sees it."""
+    digest, version = _hash_of(document, entity), document.get("version")
     return PostState(
         external_id=document["externalId"],
         content_hash=digest,
@@ -536,6 +620,7 @@ def post_state(document: Document) -> PostState:
         quarantined=document.get("quarantine") is not None,
         batch_id=document.get("batchId"),
         hash_is_right=document.get("contentHash") in (None, digest),
+        version=version if isinstance(version, int) else None,
     )
 
 

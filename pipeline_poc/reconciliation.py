@@ -5,11 +5,13 @@ posts and rows may move while they are compared; only what stays wrong is report
 """
 
 import logging
+import random
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Any, Literal
 
 from pipeline_poc.clock import utc_now
@@ -39,6 +41,8 @@ _GIVEN_UP_AFTER = timedelta(minutes=2)
 """Second looks at many ids take a while, without a sign of life."""
 _SECOND_LOOKS = 3
 _SECOND_LOOK_AFTER_S = 0.5
+_PART = 100
+"""Ids in a part of a sample: far fewer questions than ids, and enough places to find what is wrong in some."""
 _SUSPECTS_MAX = 10_000
 """Where more ids look wrong, all are compared again: stores take no longer lists of ids."""
 
@@ -50,6 +54,7 @@ class Reconciliation:
     Attributes:
         rows: Rows in the relational store.
         faults: Ids by kind of fault, ascending.
+        outdated: Ids of posts that are flagged migrated, though the row has an older version, whatever its content.
     """
 
     started_at: datetime = field(default_factory=utc_now)
@@ -59,6 +64,7 @@ class Reconciliation:
     quarantined: int = 0
     rows: int = 0
     faults: dict[Fault, list[int]] = field(default_factory=lambda: {fault: [] for fault in FAULTS})
+    outdated: list[int] = field(default_factory=list)
     duration_s: float = 0.0
 
     @property
@@ -89,6 +95,7 @@ def reconcile(
     ledger: Ledger,
     relational_store: RelationalStore,
     *,
+    parts: Sequence[range] | None = None,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Reconciliation:
     """Compare all posts with all rows; writes nothing.
@@ -97,6 +104,7 @@ def reconcile(
         raw_store: The truth.
         ledger: Says which posts will still be migrated.
         relational_store: Is compared.
+        parts: The ids to compare, ascending; None means all.
         on_progress: Called now and then with the number of ids compared so far.
 
     Raises:
@@ -104,7 +112,12 @@ def reconcile(
     """
     result = Reconciliation()
     waiting = ledger.waiting_ids()
-    for compared, (external_id, post, row) in enumerate(_merge(raw_store.states(), relational_store.rows()), start=1):
+    pairs = (
+        _merge(raw_store.states(), relational_store.rows())
+        if parts is None
+        else chain.from_iterable(_merge(raw_store.states(part), relational_store.rows(part)) for part in parts)
+    )
+    for compared, (external_id, post, row) in enumerate(pairs, start=1):
         result.stored += post is not None
         result.rows += row is not None
         if post is not None:
@@ -114,6 +127,8 @@ def reconcile(
         fault = fault_of(post, row, waiting)
         if fault is not None:
             result.faults[fault].append(external_id)
+        if _is_outdated(post, row):
+            result.outdated.append(external_id)
         if compared % 1000 == 0:
             on_progress(compared)
     _look_again(result, raw_store, ledger, relational_store)
@@ -191,18 +206,21 @@ def last(state: State) -> LastReconciliation:
 
 def _look_again(result: Reconciliation, raw_store: RawStore, ledger: Ledger, relational_store: RelationalStore) -> None:
     for _ in range(_SECOND_LOOKS):
-        suspects = sorted({external_id for ids in result.faults.values() for external_id in ids})
+        suspects = sorted({external_id for ids in (*result.faults.values(), result.outdated) for external_id in ids})
         if not suspects:
             return
         time.sleep(_SECOND_LOOK_AFTER_S)
         waiting = ledger.waiting_ids()
         again: dict[Fault, list[int]] = {fault: [] for fault in FAULTS}
+        outdated: list[int] = []
         suspected, asked = set(suspects), suspects if len(suspects) <= _SUSPECTS_MAX else None
         for external_id, post, row in _merge(raw_store.states(asked), relational_store.rows(asked)):
             fault = fault_of(post, row, waiting)
             if fault is not None and external_id in suspected:
                 again[fault].append(external_id)
-        result.faults = again
+            if _is_outdated(post, row) and external_id in suspected:
+                outdated.append(external_id)
+        result.faults, result.outdated = again, outdated
 
 
 def fault_of(post: PostState | None, row: RowState | None, waiting: Collection[str]) -> Fault | None:
@@ -226,6 +244,30 @@ def fault_of(post: PostState | None, row: RowState | None, waiting: Collection[s
     # A post in no batch yet is adopted by the next tick; one in a finished batch is lost.
     orphaned = post.batch_id is not None and post.batch_id not in waiting
     return "wrongly_flagged" if orphaned or not post.hash_is_right else None
+
+
+def _is_outdated(post: PostState | None, row: RowState | None) -> bool:
+    if post is None or row is None or post.version is None:
+        return False
+    return post.migrated and row.version < post.version
+
+
+def spread(ids: range, size: int) -> list[range]:
+    """Return short parts of a range, spread over all of it, with about so many ids together.
+
+    Where each part is, chance decides: what one sample misses, a later one finds.
+
+    Args:
+        ids: All of them, where they are no more than ``size``.
+        size: At least 1.
+    """
+    if len(ids) <= size:
+        return [ids[start : start + _PART] for start in range(0, len(ids), _PART)]
+    length = min(_PART, size)
+    stride = len(ids) // (size // length)
+    places = range(0, len(ids) - stride + 1, stride)
+    starts = [place + random.randrange(stride - length + 1) for place in places]  # noqa: S311 - nothing here is secret
+    return [ids[start : start + length] for start in starts]
 
 
 def _merge(

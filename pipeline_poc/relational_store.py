@@ -1,5 +1,7 @@
 """The relational store: one row a post in ``migrated_posts``, on MySQL, MariaDB or SQLite.
 
+Each entity has a table of its own; what is said of posts holds for the records of the others.
+
 Rows are written with one guarded upsert: a row never goes back to an older version of its post,
 whatever is retried, repeated or overtaken. Times are UTC without fractions.
 """
@@ -11,19 +13,22 @@ import sqlite3
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
+from sqlalchemy.schema import CreateTable
 
 from pipeline_poc import failpoints
 from pipeline_poc.errors import DataError, SchemaError, ServiceUnavailable, SettingsError, invalid_url, mask_secrets
-from pipeline_poc.posts import StoredPost, content_hash
+from pipeline_poc.posts import POSTS
+from pipeline_poc.records import Entity, StoredRecord, content_hash
 from pipeline_poc.schema import Schema, Upgrade
-from pipeline_poc.table import Upsert, in_text, migrated_posts
+from pipeline_poc.table import Upsert, in_text, metadata, table_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,19 +59,32 @@ class RowState:
 
 
 class RelationalStore:
-    """The table ``migrated_posts``.
+    """The tables of some entities, and above all that of one of them, the first.
 
     Args:
         url: SQLAlchemy URL of a MySQL, MariaDB or SQLite database; may hold a password.
         timeout_s: Longest wait for a connection, in seconds.
         answer_timeout_s: Longest wait for the answer to a statement, in seconds.
+        entities: Whose tables belong to the schema.
+
+    Attributes:
+        entity: Whose table is read and written.
 
     Raises (every method):
         ServiceUnavailable: The store can't be reached, refuses the login or is out of order.
     """
 
-    def __init__(self, url: str, *, timeout_s: float, answer_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float,
+        answer_timeout_s: float = 60.0,
+        entities: Sequence[Entity] = (POSTS,),
+    ) -> None:
         self._url = url
+        self._entities = entities
+        self.entity = entities[0]
         try:
             parsed = make_url(url)
         except (sa.exc.ArgumentError, ValueError) as error:
@@ -80,6 +98,16 @@ class RelationalStore:
             else _mysql_engine(parsed, timeout_s, answer_timeout_s)
         )
         self._upsert: Upsert | None = None
+
+    def of(self, entity: Entity) -> Self:
+        """Return the same connections, for the table of another entity."""
+        other = copy(self)
+        other.entity, other._upsert = entity, None
+        return other
+
+    @property
+    def _table(self) -> sa.Table:
+        return table_of(self.entity)
 
     @property
     def shown_url(self) -> str:
@@ -108,7 +136,8 @@ class RelationalStore:
         """
         version = None
         with self._translated(), self._engine.connect() as connection:
-            if sa.inspect(connection).has_table("alembic_version"):
+            present = sa.inspect(connection).get_table_names()
+            if "alembic_version" in present:
                 version = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
         number, works_from = _numbers(version or "0000")
         if number is None:
@@ -117,7 +146,16 @@ class RelationalStore:
                 "pipeline_poc: name a database of its own"
             )
         needed = _numbers(SCHEMA_VERSION)[0] or 0
-        return Schema(_NAME, _SETTING, self.shown_url, needed=needed, found=number, works_from=works_from)
+        missing = [entity.table for entity in self._entities if entity is not POSTS and entity.table not in present]
+        return Schema(
+            _NAME,
+            _SETTING,
+            self.shown_url,
+            needed=needed,
+            found=number,
+            works_from=works_from,
+            missing=tuple(f"the table {name}" for name in missing) if number else (),
+        )
 
     def ensure_schema(self, *, may_upgrade: bool = True) -> None:
         """Create or upgrade the table where needed; safe with several processes at once.
@@ -143,7 +181,13 @@ class RelationalStore:
             before = self.schema()
             if before.must_be_upgraded(may_upgrade=True):
                 upgrade(self._engine)
+                metadata.create_all(self._engine, self._tables_beside_posts)
             return Upgrade(before, self.schema())
+
+    @property
+    def _tables_beside_posts(self) -> list[sa.Table]:
+        """The tables that have no history of revisions: they are made as the entities are now."""
+        return [table_of(entity) for entity in self._entities if entity is not POSTS]
 
     def schema_sql(self) -> str:
         """Return what `upgrade_schema` would execute now; nothing where there is nothing to do."""
@@ -151,8 +195,11 @@ class RelationalStore:
             return ""
         from pipeline_poc.migrations import upgrade_sql  # noqa: PLC0415 - as above
 
-        with self._translated():
-            return upgrade_sql(self._engine)
+        with self._translated(), self._engine.connect() as connection:
+            present = sa.inspect(connection).get_table_names()
+            made = [CreateTable(table) for table in self._tables_beside_posts if table.name not in present]
+            texts = [str(each.compile(dialect=self._engine.dialect)).strip() for each in made]
+            return "".join([upgrade_sql(self._engine), *(f"{text};\n\n" for text in texts)])
 
     @contextmanager
     def _schema_lock(self) -> Iterator[None]:
@@ -172,7 +219,7 @@ class RelationalStore:
                 # The lock belongs to the connection, which the pool would keep open.
                 connection.execute(sa.text(f"SELECT RELEASE_LOCK('{_SCHEMA_LOCK}')"))
 
-    def write(self, posts: Sequence[StoredPost], at: datetime) -> dict[int, tuple[str, str]]:
+    def write(self, posts: Sequence[StoredRecord], at: datetime) -> dict[int, tuple[str, str]]:
         """Upsert posts, sorted by id, in transactions of 1,000; older versions never win.
 
         Args:
@@ -187,7 +234,7 @@ class RelationalStore:
             self._write_or_split(posts[start : start + _ROWS], in_text(at), refused)
         return refused
 
-    def _write_or_split(self, posts: Sequence[StoredPost], at: str, refused: dict[int, tuple[str, str]]) -> None:
+    def _write_or_split(self, posts: Sequence[StoredRecord], at: str, refused: dict[int, tuple[str, str]]) -> None:
         try:
             self._write_chunk(posts, at)
         except DataError as error:
@@ -198,36 +245,36 @@ class RelationalStore:
             self._write_or_split(posts[:middle], at, refused)
             self._write_or_split(posts[middle:], at, refused)
 
-    def _write_chunk(self, posts: Sequence[StoredPost], at: str) -> None:
+    def _write_chunk(self, posts: Sequence[StoredRecord], at: str) -> None:
         with self._translated(), self._engine.begin() as connection:
             if self._upsert is None:
                 # Which words it needs is known once the first connection told the server's version.
-                self._upsert = Upsert(self._engine.dialect)
+                self._upsert = Upsert(self.entity, self._engine.dialect)
             self._upsert.run(connection, posts, at)
             failpoints.reach("migration.uncommitted")
 
     def count(self) -> int:
         """Count the rows."""
         with self._translated(), self._engine.connect() as connection:
-            return connection.execute(sa.select(sa.func.count()).select_from(migrated_posts)).scalar_one()
+            return connection.execute(sa.select(sa.func.count()).select_from(self._table)).scalar_one()
 
     def sample(self, limit: int) -> list[dict[str, Any]]:
         """Return the rows with the lowest ids, column by column."""
-        query = sa.select(migrated_posts).order_by(migrated_posts.c.externalId).limit(limit)
+        query = sa.select(self._table).order_by(self._table.c.externalId).limit(limit)
         with self._translated(), self._engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def row(self, external_id: int) -> dict[str, Any] | None:
         """Look the row of a post up, column by column; times are UTC without a zone."""
-        query = sa.select(migrated_posts).where(migrated_posts.c.externalId == external_id)
+        query = sa.select(self._table).where(self._table.c.externalId == external_id)
         with self._translated(), self._engine.connect() as connection:
             found = connection.execute(query).mappings().first()
         return dict(found) if found is not None else None
 
     def rows(self, external_ids: Sequence[int] | None = None, *, page: int = 5000) -> Iterator[RowState]:
         """Stream the rows, or those of these posts, by id; memory is bounded by a page."""
-        table = migrated_posts.c
-        query = sa.select(table.externalId, table.userId, table.title, table.body, table.version)
+        table = self._table.c
+        query = sa.select(table.version, *(table[name] for name in self.entity.stored_as.values()))
         if external_ids is not None:
             query = query.where(table.externalId.in_(external_ids))
         last = -(2**31)
@@ -235,11 +282,11 @@ class RelationalStore:
             part = query.where(table.externalId > last).order_by(table.externalId).limit(page)
             with self._translated(), self._engine.connect() as connection:
                 found = connection.execute(part).all()
-            for external_id, user_id, title, body, version in found:
-                yield RowState(external_id, content_hash(external_id, user_id, title, body), version or 0)
+            for version, *content in found:
+                yield RowState(content[0], content_hash(*content), version or 0)
             if len(found) < page:
                 return
-            last = found[-1][0]
+            last = found[-1].externalId
 
     @contextmanager
     def _translated(self) -> Iterator[None]:

@@ -7,9 +7,9 @@ from datetime import datetime
 from pymongo import UpdateOne
 
 from pipeline_poc.mongo import Document, Mongo
-from pipeline_poc.posts import next_version
+from pipeline_poc.records import next_version
 
-_FIELDS = ["externalId", "userId", "title", "body", "migrated", "quarantine", "batchId", "contentHash", "version"]
+_STATE = ("migrated", "quarantine", "batchId", "contentHash", "version")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +35,32 @@ class Repairs:
     """
 
     def __init__(self, mongo: Mongo) -> None:
+        self.entity = mongo.entity
+        """Whose records these are."""
         self._mongo = mongo
-        self._posts = mongo.database["posts"]
+        self._posts = mongo.records
 
     def documents(self, external_ids: Sequence[int]) -> list[Document]:
         """Return the documents of those of these posts that are stored."""
         with self._mongo.translated():
-            return list(self._posts.find({"externalId": {"$in": [*external_ids]}}, _FIELDS))
+            return list(
+                self._posts.find({"externalId": {"$in": [*external_ids]}}, [*self.entity.stored_as.values(), *_STATE])
+            )
 
-    def put_back(self, remedies: Sequence[Remedy], at: datetime) -> int:
-        """Make posts unmigrated, in no batch, and newer than their rows; returns the number of those changed.
+    def put_back(self, remedies: Sequence[Remedy], at: datetime, batch_id: str | None = None) -> int:
+        """Make posts unmigrated and newer than their rows; returns the number of those changed.
 
         Their quarantine stays. Whatever has changed since it was looked at is left alone.
+
+        Args:
+            remedies: As many as fit a bulk write.
+            at: The time of the writing.
+            batch_id: A batch that is not sealed yet; None where the next tick shall adopt the posts.
         """
         if not remedies:
             return 0
         with self._mongo.translated():
-            writes = [UpdateOne(_as_seen(remedy.document), _remedy(remedy, at)) for remedy in remedies]
+            writes = [UpdateOne(_as_seen(remedy.document), _remedy(remedy, at, batch_id)) for remedy in remedies]
             return self._posts.bulk_write(writes, ordered=False).modified_count
 
 
@@ -61,14 +70,14 @@ def _as_seen(document: Mapping[str, object]) -> Document:
     return seen | {"quarantine": None if document.get("quarantine") is None else {"$ne": None}}
 
 
-def _remedy(remedy: Remedy, at: datetime) -> Document:
+def _remedy(remedy: Remedy, at: datetime, batch_id: str | None) -> Document:
     version = remedy.document.get("version")
     known = version if isinstance(version, int) else 0
     return {
         "$set": {
             "migrated": False,
             "migratedAt": None,
-            "batchId": None,
+            "batchId": batch_id,
             "contentHash": remedy.content_hash,
             "version": next_version(max(known, remedy.row_version), at),
         }

@@ -35,11 +35,12 @@ def show_numbers(console: Console, title: str, numbers: Mapping[str, Any]) -> No
 
 def show_outcome(console: Console, outcome: "Outcome") -> None:
     """Show what the first pass of `up` did."""
-    table = _table("")
+    entity = outcome.entity
+    table = _table("" if entity == "posts" else entity)
     meanings = {
         "fetched": "records that the source served",
-        "new": "posts stored for the first time",
-        "changed": "posts stored in a new version",
+        "new": f"{entity} stored for the first time",
+        "changed": f"{entity} stored in a new version",
         "unchanged": "records that are stored already",
         "quarantined": "records put aside, with a reason",
     }
@@ -47,10 +48,10 @@ def show_outcome(console: Console, outcome: "Outcome") -> None:
         if name in outcome.ingestion:
             table.add_row(name, _number(outcome.ingestion[name]), meaning)
     result = outcome.reconciliation
-    table.add_row("migrated", _number(result.migrated), f"posts whose row is committed, of {result.stored:,} stored")
-    table.add_row("backlog", _number(result.backlog), "posts stored, and not migrated yet")
-    table.add_row("lag", f"{outcome.lag_s:.1f} s", "age of the oldest post not migrated")
-    table.add_row("reconciliation", _verdict(result), _faults(result))
+    table.add_row("migrated", _number(result.migrated), f"{entity} whose row is committed, of {result.stored:,} stored")
+    table.add_row("backlog", _number(result.backlog), f"{entity} stored, and not migrated yet")
+    table.add_row("lag", f"{outcome.lag_s:.1f} s", "age of the oldest one not migrated")
+    table.add_row("reconciliation", _verdict(result), _faults(result, entity))
     console.print(table)
     if outcome.ingestion.get("not_modified"):
         console.print("The source says that nothing changed since the last ingestion.")
@@ -97,9 +98,9 @@ def _verdict(result: "Reconciliation") -> str:
     return "[green]ok[/]" if result.ok else "[red]not ok[/]"
 
 
-def _faults(result: "Reconciliation") -> str:
+def _faults(result: "Reconciliation", entity: str) -> str:
     if result.ok:
-        return f"{result.stored:,} posts and {result.rows:,} rows agree by content hash"
+        return f"{result.stored:,} {entity} and {result.rows:,} rows agree by content hash"
     return ", ".join(f"{fault.replace('_', ' ')}: {len(ids):,}" for fault, ids in result.faults.items() if ids)
 
 

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from threading import Lock
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, overload
+from urllib.parse import urlsplit
 
 from pipeline_poc import (
     control,
@@ -20,12 +21,15 @@ from pipeline_poc import (
     migration,
     passport,
     reconciliation,
+    replay,
     tracing,
 )
 from pipeline_poc.clock import utc_now
 from pipeline_poc.control import Control, Mode
 from pipeline_poc.dead_letters import DeadLetters
 from pipeline_poc.enqueueing import TickPolicy, TickResult
+from pipeline_poc.entities import ENTITIES
+from pipeline_poc.errors import SettingsError
 from pipeline_poc.idempotency import IdempotencyKeys
 from pipeline_poc.ingestion import IngestionResult
 from pipeline_poc.ledger import Ledger
@@ -33,9 +37,12 @@ from pipeline_poc.migration import MigrationResult
 from pipeline_poc.migration_queue import MigrationQueue
 from pipeline_poc.mongo import Mongo
 from pipeline_poc.mongo_schema import MongoSchema
+from pipeline_poc.post_selection import PostSelection
+from pipeline_poc.posts import POSTS
 from pipeline_poc.quarantine import Quarantine
 from pipeline_poc.raw_store import RawStore
 from pipeline_poc.reconciliation import Fault, Reconciliation, reconcile
+from pipeline_poc.records import Entity
 from pipeline_poc.relational_store import RelationalStore
 from pipeline_poc.repairs import Repairs
 from pipeline_poc.schema import Schema, Upgrade
@@ -84,7 +91,9 @@ class Services:
 
     Args:
         settings: Say which they are.
+        entity: Whose pipeline this is.
         answer_timeout_s: Longest wait for the answer to a single question, in seconds.
+        shared: Whose connections are used; see `of`.
 
     Raises (every property):
         ServiceUnavailable: A store is away.
@@ -93,8 +102,18 @@ class Services:
         SchemaError: A store has a schema that this code can't work with; in production, one that is not upgraded.
     """
 
-    def __init__(self, settings: Settings, *, answer_timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        entity: Entity = POSTS,
+        answer_timeout_s: float = 60.0,
+        shared: "Services | None" = None,
+    ) -> None:
         self.settings = settings
+        self.entity = entity
+        """Whose pipeline this is."""
+        self._shared = shared
         self._answer_timeout_s = answer_timeout_s
         self._kept: dict[str, Any] = {}
         self._locks: dict[str, Lock] = {}
@@ -124,6 +143,30 @@ class Services:
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda lease: lease.close(wait), leases))
 
+    def of(self, name: str) -> "Services":
+        """Return the pipeline of another entity, on the same connections; it is closed with this one.
+
+        Raises:
+            SettingsError: ENTITIES does not name it.
+        """
+        if name == self.entity.name:
+            return self
+        if name not in self.settings.entities:
+            raise SettingsError(f"{name} is none of ENTITIES ({', '.join(self.settings.entities)})")
+        with self._locks.setdefault("of", Lock()):
+            if f"of {name}" not in self._kept:
+                other = Services(
+                    self.settings, entity=ENTITIES[name], answer_timeout_s=self._answer_timeout_s, shared=self
+                )
+                self._resources.callback(other.close)
+                self._kept[f"of {name}"] = other
+            found: Services = self._kept[f"of {name}"]
+            return found
+
+    def pipelines(self) -> "list[Services]":
+        """Return the pipelines of all ENTITIES."""
+        return [self.of(name) for name in self.settings.entities]
+
     @_opened
     def source(self) -> Source:
         """The API: SOURCE_URL, else the stand-in in tests or where `up` had to start it, else the public API."""
@@ -132,8 +175,9 @@ class Services:
         if settings.may_use_stand_in:
             is_test = settings.environment == "test"
             stand_in = self._embedded("source") if is_test else embedded.running("source", settings.data_dir)
+        url = settings.source_url.get_secret_value() if settings.source_url else stand_in or PUBLIC_SOURCE_URL
         source = Source(
-            settings.source_url.get_secret_value() if settings.source_url else stand_in or PUBLIC_SOURCE_URL,
+            _beside_posts(url, self.entity),
             timeout_s=settings.source_timeout_s,
             policy=settings.source_policy,
             is_stand_in=stand_in is not None,
@@ -143,6 +187,8 @@ class Services:
 
     @_opened
     def _mongo_server(self) -> Mongo:
+        if self._shared is not None:
+            return self._shared._mongo_server.of(self.entity)
         settings = self.settings
         url = settings.mongo_url.get_secret_value() if settings.mongo_url else self._embedded("mongo")
         mongo = Mongo(
@@ -152,17 +198,25 @@ class Services:
             answer_timeout_s=self._answer_timeout_s,
         )
         self._resources.callback(mongo.close)
-        return mongo
+        return mongo.of(self.entity)
 
     @_opened
     def _mongo(self) -> Mongo:
         """MongoDB, with its schema."""
+        if self._shared is not None:
+            return self._shared._mongo.of(self.entity)
         self._mongo_schema.ensure(may_upgrade=self._may_upgrade)
         return self._mongo_server
 
     @property
     def _mongo_schema(self) -> MongoSchema:
-        return MongoSchema(self._mongo_server, ledger_retention_s=self.settings.ledger_retention_s)
+        return MongoSchema(
+            self._mongo_server, ledger_retention_s=self.settings.ledger_retention_s, entities=self._entities
+        )
+
+    @property
+    def _entities(self) -> list[Entity]:
+        return [ENTITIES[name] for name in self.settings.entities]
 
     @property
     def _may_upgrade(self) -> bool:
@@ -185,7 +239,7 @@ class Services:
         settings = self.settings
         queue = MigrationQueue(
             settings.redis_url.get_secret_value() if settings.redis_url else self._embedded("redis"),
-            settings.queue_name,
+            self.entity.queue(settings.queue_name),
             timeout_s=settings.store_timeout_s,
             job_timeout_s=settings.job_timeout_s,
         )
@@ -200,19 +254,28 @@ class Services:
 
     @_opened
     def _relational_server(self) -> RelationalStore:
+        if self._shared is not None:
+            return self._shared._relational_server.of(self.entity)
         settings = self.settings
         url = (
             settings.sql_url.get_secret_value()
             if settings.sql_url
             else f"sqlite:///{settings.data_dir.absolute() / 'relational.sqlite'}"
         )
-        store = RelationalStore(url, timeout_s=settings.store_timeout_s, answer_timeout_s=self._answer_timeout_s)
+        store = RelationalStore(
+            url,
+            timeout_s=settings.store_timeout_s,
+            answer_timeout_s=self._answer_timeout_s,
+            entities=self._entities,
+        )
         self._resources.callback(store.close)
-        return store
+        return store.of(self.entity)
 
     @_opened
     def relational_store(self) -> RelationalStore:
         """The relational store, with its schema."""
+        if self._shared is not None:
+            return self._shared.relational_store.of(self.entity)
         self._relational_server.ensure_schema(may_upgrade=self._may_upgrade)
         return self._relational_server
 
@@ -230,6 +293,10 @@ class Services:
     def state(self) -> State:
         """What the pipeline remembers about itself."""
         return State(self._mongo)
+
+    @property
+    def _common_state(self) -> State:
+        return State(self._mongo.of(POSTS))
 
     @_opened
     def idempotency_keys(self) -> IdempotencyKeys:
@@ -295,13 +362,13 @@ class Services:
         )
 
     def control(self) -> Control:
-        """Return the migration's mode."""
-        return control.load(self.state)
+        """Return the mode of the migration of all entities."""
+        return control.load(self._common_state)
 
     def set_mode(self, mode: Mode, *, by: str, reason: str | None = None) -> Control:
-        """Pause, drain or resume the migration; returns what is in force now."""
+        """Pause, drain or resume the migration of all entities; returns what is in force now."""
         wanted = Control(mode, utc_now(), by, reason)
-        control.save(self.state, wanted)
+        control.save(self._common_state, wanted)
         logger.info("migration mode set", extra={"mode": mode, "by": by, "reason": reason})
         return wanted
 
@@ -370,6 +437,11 @@ class Services:
 
         return reconciliation.keep(compare, self.state)
 
+    def reconcile_sample(self, size: int) -> Reconciliation:
+        """Compare about so many ids, spread over all of them; the outcome is not kept."""
+        parts = reconciliation.spread(self.raw_store.id_range(), size)
+        return reconcile(self.raw_store, self.ledger, self.relational_store, parts=parts)
+
     def last_reconciliation(self) -> reconciliation.LastReconciliation:
         """Return how the latest comparison went."""
         return reconciliation.last(self.state)
@@ -382,6 +454,25 @@ class Services:
             self.ledger,
             self.relational_store,
             dry_run=dry_run,
+        )
+
+    def replay(
+        self,
+        selection: PostSelection,
+        *,
+        dry_run: bool = False,
+        on_progress: Callable[[replay.Replay], None] = lambda _: None,
+    ) -> replay.Replay:
+        """Put migrated posts back into the backlog, so that their rows are written again."""
+        return replay.replay(
+            selection,
+            self.raw_store,
+            Repairs(self._mongo),
+            self.ledger,
+            self.relational_store,
+            batch_size=self.settings.batch_size,
+            dry_run=dry_run,
+            on_progress=on_progress,
         )
 
     @property
@@ -402,3 +493,14 @@ class Services:
 
     def _relational_store_is_up(self) -> bool:
         return enqueueing.store_is_up(lambda: self.relational_store.ping())
+
+
+def _beside_posts(url: str, entity: Entity) -> str:
+    """Return where an entity is served, by the URL of the posts: ``…/posts?…`` becomes ``…/comments?…``."""
+    if entity is POSTS:
+        return url
+    parts = urlsplit(url)
+    parent, _, last = parts.path.rpartition("/")
+    if last != POSTS.name:
+        raise SettingsError(f"SOURCE_URL has to end with /{POSTS.name} where ENTITIES names others: it does not")
+    return parts._replace(path=f"{parent}/{entity.name}").geturl()

@@ -32,7 +32,9 @@ from pydantic_settings import (
 )
 
 from pipeline_poc import failpoints
+from pipeline_poc.entities import ENTITIES
 from pipeline_poc.errors import SettingsError
+from pipeline_poc.posts import POSTS
 from pipeline_poc.retry import RetryPolicy
 
 PUBLIC_SOURCE_URL = "https://jsonplaceholder.typicode.com/posts"
@@ -164,6 +166,11 @@ class Settings(BaseSettings):
     )
     allow_embedded_stores: bool = Field(False, description="In production: stores may be embedded ones.")
 
+    entities: Names = Field(
+        ("posts",),
+        description=f"What moves, separated by commas: {', '.join(ENTITIES)}. Each has a collection, a queue and a "
+        "table of its own, and is served beside the posts at SOURCE_URL.",
+    )
     source_url: Annotated[SecretStr, _url_of("http", "https")] | None = Field(
         None, description=f"The API to ingest. Unset: {PUBLIC_SOURCE_URL}"
     )
@@ -307,6 +314,15 @@ class Settings(BaseSettings):
             raise ValueError(value.problem)  # noqa: TRY004 - what pydantic takes for a wrong value
         if value == "":
             raise ValueError("is set, but empty; unset it to get the default")
+        return value
+
+    @field_validator("entities")
+    @classmethod
+    def _known_entities(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if unknown := sorted(set(value) - ENTITIES.keys()):
+            raise ValueError(f"names {', '.join(unknown)}, but there are only {', '.join(ENTITIES)}")
+        if POSTS.name not in value or len(set(value)) != len(value):
+            raise ValueError(f"must name {POSTS.name}, and nothing twice")
         return value
 
     @field_validator("mongo_url", "redis_url", "sql_url")

@@ -1,7 +1,8 @@
 """A stand-in for the public JSONPlaceholder API: demonstrations without internet, tests, benchmarks.
 
 `GET /posts` and `GET /posts/{id}` answer as the real one does, with the same text on each start
-and machine. Parameters of the query make the answer larger, other or wrong; `Query` lists them.
+and machine; `GET /comments` and the other entities have made-up values, too. Parameters of the query
+make the answer larger, other or wrong; `Query` lists them.
 """
 
 import argparse
@@ -15,7 +16,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, lru_cache
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,7 +26,10 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from pipeline_poc.entities import ENTITIES
 from pipeline_poc.errors import ServiceStartError
+from pipeline_poc.posts import POSTS
+from pipeline_poc.records import Entity, Kind
 from pipeline_poc.testing import NASTY_RECORDS
 
 logger = logging.getLogger(__name__)
@@ -156,7 +160,7 @@ class StandIn:
     def records(self, query: Query) -> list[str]:
         """Return the JSON text of every record that a query asks for."""
         overriding = dict(self.posts)
-        records = list(_post_texts(query.n, query.revision, query.changed))
+        records = list(_texts(POSTS.name, query.n, query.revision, query.changed))
         for post_id in sorted(overriding):
             text = json.dumps(_record(overriding[post_id]))
             if 1 <= post_id <= query.n:
@@ -222,7 +226,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send_json(status, {"error": "as the query asked for"}, headers)
         match parts.path.rstrip("/").split("/"):
             case ["", "posts"]:
-                return self._send_posts(query, given)
+                return self._send_records("posts", self.server.stand_in.records(query), query, given)
+            case ["", name] if name in ENTITIES:
+                return self._send_records(name, _texts(name, query.n, query.revision, query.changed), query, given)
             case ["", "posts", post_id] if post_id.isdecimal():
                 return self._send_post(query, int(post_id))
         return self._send_json(HTTPStatus.NOT_FOUND, {})
@@ -234,10 +240,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send_json(HTTPStatus.OK, make_post(post_id, query.revision + (post_id in query.changed)))
         return self._send_json(HTTPStatus.NOT_FOUND, {})
 
-    def _send_posts(self, query: Query, given: dict[str, str]) -> None:
+    def _send_records(self, name: str, records: Sequence[str], query: Query, given: dict[str, str]) -> None:
         if query.html:
             return self._send(HTTPStatus.OK, b"<!doctype html><title>Sign in</title>", {"Content-Type": "text/html"})
-        records = self.server.stand_in.records(query)
         headers: dict[str, str] = {}
         if query.page or query.limit:
             headers["X-Total-Count"] = str(len(records))
@@ -245,11 +250,11 @@ class _Handler(BaseHTTPRequestHandler):
             start = ((query.page or 1) - 1) * limit
             if query.page and start + limit < len(records):
                 following = urlencode(given | {"_page": str(query.page + 1)})
-                headers["Link"] = f'<http://{self.headers["Host"]}/posts?{following}>; rel="next"'
+                headers["Link"] = f'<http://{self.headers["Host"]}/{name}?{following}>; rel="next"'
             records = records[start : start + limit]
         body = b"[" + ",\n".join(records).encode() + b"]"
         if query.object:
-            body = b'{"posts": ' + body + b"}"
+            body = b'{"%s": %s}' % (name.encode(), body)
         if query.truncate:
             body = body[: len(body) // 2]
         etag = f'W/"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
@@ -284,9 +289,23 @@ def make_post(post_id: int, revision: int = 1) -> dict[str, Any]:
     return {"userId": (post_id - 1) // 10 + 1, "id": post_id, "title": title, "body": "\n".join(lines)}
 
 
-@lru_cache(maxsize=4)
-def _post_texts(n: int, revision: int, changed: frozenset[int]) -> tuple[str, ...]:
-    return tuple(json.dumps(make_post(post_id, revision + (post_id in changed))) for post_id in range(1, n + 1))
+def make_record(entity: Entity, record_id: int, revision: int = 1) -> dict[str, Any]:
+    """Return a record of an entity; the same id and revision give the same record, on each machine."""
+    if entity is POSTS:
+        return make_post(record_id, revision)
+    made = random.Random(f"{entity.name} {record_id} {revision}")
+    values: Mapping[Kind, Callable[[], Any]] = {
+        "integer": lambda: (record_id - 1) // 10 + 1,
+        "text": lambda: made.choice(_sentences()),
+        "flag": lambda: made.random() < 0.5,  # noqa: PLR2004 - either
+    }
+    return {"id": record_id} | {value.name: values[value.kind]() for value in entity.values}
+
+
+@lru_cache(maxsize=8)
+def _texts(name: str, n: int, revision: int, changed: frozenset[int]) -> tuple[str, ...]:
+    entity = ENTITIES[name]
+    return tuple(json.dumps(make_record(entity, number, revision + (number in changed))) for number in range(1, n + 1))
 
 
 @cache

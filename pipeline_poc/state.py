@@ -15,7 +15,7 @@ class State:
 
     def __init__(self, mongo: Mongo) -> None:
         self._mongo = mongo
-        self._state = mongo.database["pipeline_state"]
+        self._state = mongo.collection("pipeline_state")
 
     def load(self, key: str) -> Document:
         """Return what is kept under a key; empty where that is nothing."""

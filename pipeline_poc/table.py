@@ -1,6 +1,6 @@
-"""The table ``migrated_posts``, and the guarded upsert that writes its rows."""
+"""The table of an entity, such as ``migrated_posts``, and the guarded upsert that writes its rows."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -8,66 +8,101 @@ from typing import Any
 import sqlalchemy as sa
 from pymysql.converters import escape_string
 from sqlalchemy.dialects import mysql, sqlite
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.expression import ColumnElement
 
-from pipeline_poc.posts import StoredPost
+from pipeline_poc.posts import POSTS
+from pipeline_poc.records import Entity, Kind, StoredRecord
 
 _STATEMENT_BYTES = 1_000_000
 """Of rows in a statement; the smallest packet that servers come with is 1 MiB."""
 
 metadata = sa.MetaData()
 _big_key = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-migrated_posts = sa.Table(
-    "migrated_posts",
-    metadata,
-    sa.Column("id", _big_key, primary_key=True, autoincrement=True),
-    sa.Column("externalId", sa.Integer, nullable=False, unique=True),
-    sa.Column("userId", sa.Integer, nullable=False),
-    sa.Column("title", sa.Text, nullable=False),
-    sa.Column("body", sa.Text, nullable=False),
-    sa.Column("ingestedAt", sa.DateTime, nullable=False),
-    sa.Column("migratedAt", sa.DateTime, nullable=False),
-    sa.Column("createdAt", sa.DateTime, nullable=False, server_default=sa.text("CURRENT_TIMESTAMP")),
-    sa.Column(
-        "updatedAt",
-        sa.DateTime,
-        nullable=False,
-        server_default=sa.text("CURRENT_TIMESTAMP"),
-        server_onupdate=sa.FetchedValue(),
-    ),
-    sa.Column("contentHash", sa.CHAR(32), nullable=True),
-    sa.Column("version", sa.BigInteger, nullable=True),
-    mysql_charset="utf8mb4",
-)
-"""``contentHash`` and ``version`` are null in rows that the replaced service wrote."""
-
-_WRITTEN = ("externalId", "userId", "title", "body", "ingestedAt", "migratedAt", "contentHash", "version")
-_UPDATED = ("userId", "title", "body", "migratedAt", "contentHash", "version")
-_PLACEHOLDERS = f"({', '.join(['%s'] * len(_WRITTEN))})"
-"""Where MySQL's text has its rows; SQLite's has question marks."""
-
-COLUMNS = {
-    "id": "surrogate key; may have gaps",
-    "externalId": "the post's id in the source",
-    "userId": "the author's id in the source",
-    "title": "the post's title",
-    "body": "the post's text",
-    "ingestedAt": "when the post first arrived, UTC",
-    "migratedAt": "when this version was written, UTC",
-    "createdAt": "when the row was made, by the server's clock",
-    "updatedAt": "when the row last changed, by the server's clock",
-    "contentHash": "digest of the four values of the source",
-    "version": "grows with each content of the post; older versions never overwrite newer ones",
+_SQL_TYPES: Mapping[Kind, type[sa.types.TypeEngine[Any]]] = {
+    "integer": sa.Integer,
+    "text": sa.Text,
+    "flag": sa.Boolean,
 }
-"""What each column means."""
 
 
-def column_types() -> dict[str, str]:
-    """Return the SQL type of each column."""
-    return {column.name: str(column.type) for column in migrated_posts.columns}
+class _NowAndOnUpdate(ColumnElement[datetime]):
+    """The server's clock when a row is made and, where the server can, whenever it changes."""
+
+    inherit_cache = True
 
 
-Row = tuple[int, int, str, str, str, str, str, int]
-"""What is written, in the order of `_WRITTEN`; times are text."""
+@compiles(_NowAndOnUpdate)
+def _now(_element: _NowAndOnUpdate, compiler: SQLCompiler, **_: Any) -> str:
+    now = "CURRENT_TIMESTAMP"
+    return now if compiler.dialect.name == "sqlite" else f"{now} ON UPDATE {now}"
+
+
+@lru_cache
+def table_of(entity: Entity) -> sa.Table:
+    """Return the table of an entity.
+
+    ``contentHash`` and ``version`` are null in rows of posts that the replaced service wrote.
+    """
+    return sa.Table(
+        entity.table,
+        metadata,
+        sa.Column("id", _big_key, primary_key=True, autoincrement=True, doc="surrogate key; may have gaps"),
+        sa.Column("externalId", sa.Integer, nullable=False, unique=True, doc="its id in the source"),
+        *(sa.Column(value.name, _SQL_TYPES[value.kind], nullable=False, doc=value.meaning) for value in entity.values),
+        sa.Column("ingestedAt", sa.DateTime, nullable=False, doc="when it first arrived, UTC"),
+        sa.Column("migratedAt", sa.DateTime, nullable=False, doc="when this version was written, UTC"),
+        sa.Column(
+            "createdAt",
+            sa.DateTime,
+            nullable=False,
+            server_default=sa.text("CURRENT_TIMESTAMP"),
+            doc="when the row was made, by the server's clock",
+        ),
+        sa.Column(
+            "updatedAt",
+            sa.DateTime,
+            nullable=False,
+            server_default=_NowAndOnUpdate(),
+            server_onupdate=sa.FetchedValue(),
+            doc="when the row last changed, by the server's clock",
+        ),
+        sa.Column("contentHash", sa.CHAR(32), nullable=True, doc="digest of the values of the source"),
+        sa.Column(
+            "version",
+            sa.BigInteger,
+            nullable=True,
+            doc="grows with each content; older versions never overwrite newer ones",
+        ),
+        mysql_charset="utf8mb4",
+    )
+
+
+migrated_posts = table_of(POSTS)
+
+
+_END = ("contentHash", "version")
+"""Assignments run from left to right: `version`, which the guard reads, must come last."""
+
+
+def _updated(entity: Entity) -> tuple[str, ...]:
+    return *entity.names, "migratedAt", *_END
+
+
+def _written(entity: Entity) -> tuple[str, ...]:
+    return "externalId", *entity.names, "ingestedAt", "migratedAt", *_END
+
+
+def copied(entity: Entity) -> tuple[str, ...]:
+    """Return the columns that hold what the raw store holds under the same name."""
+    return tuple(name for name in _written(entity) if name != "migratedAt")
+
+
+def create_sql(entity: Entity) -> str:
+    """Return the statement that creates a table in MySQL, to be read by people."""
+    text = str(sa.schema.CreateTable(table_of(entity)).compile(dialect=mysql.dialect()))
+    return "\n".join(line.rstrip() for line in text.strip().expandtabs(4).splitlines() if line.strip())
 
 
 class Upsert:
@@ -77,20 +112,24 @@ class Upsert:
     driver's own way with parameters takes twice the time of this process.
 
     Args:
+        entity: Whose rows.
         dialect: Of an engine that has connected: which words are needed depends on the server.
     """
 
-    def __init__(self, dialect: sa.Dialect) -> None:
-        self._sql = upsert_sql(dialect)
-        self._head, self._is_built, self._tail = self._sql.partition(_PLACEHOLDERS)
+    def __init__(self, entity: Entity, dialect: sa.Dialect) -> None:
+        self._sql = upsert_sql(entity, dialect)
+        # Where MySQL's text has its rows; SQLite's has question marks.
+        placeholders = f"({', '.join(['%s'] * len(_written(entity)))})"
+        self._head, self._is_built, self._tail = self._sql.partition(placeholders)
+        kinds = ["integer", *(value.kind for value in entity.values), "time", "time", "text", "integer"]
+        places = ["{:d}" if kind in ("integer", "flag") else "'{}'" for kind in kinds]
+        self._row = f"({','.join(places)})"
+        self._texts = [place for place, kind in enumerate(kinds) if kind == "text"]
 
-    def run(self, connection: sa.Connection, posts: Sequence[StoredPost], at: str) -> None:
+    def run(self, connection: sa.Connection, posts: Sequence[StoredRecord], at: str) -> None:
         """Write posts in the transaction of a connection; ``at`` becomes ``migratedAt``."""
-        rows: list[Row] = [
-            (p.external_id, p.user_id, p.title, p.body, in_text(p.ingested_at), at, p.content_hash, p.version)
-            for p in posts
-        ]
-        values = _values(rows) if self._is_built else None
+        rows = [(p.external_id, *p.values, in_text(p.ingested_at), at, p.content_hash, p.version) for p in posts]
+        values = self._in_text(rows) if self._is_built else None
         if values is None:
             connection.exec_driver_sql(self._sql, rows)
             return
@@ -99,20 +138,18 @@ class Upsert:
             # Without parameters percent signs are the posts' own.
             connection.exec_driver_sql(statement, execution_options={"no_parameters": True})
 
+    def _in_text(self, rows: Sequence[tuple[Any, ...]]) -> list[str] | None:
+        """Return rows as they stand in a statement; None where a value has another type than the entity says.
 
-def _values(rows: Iterable[Row]) -> list[str] | None:
-    """Return rows as they stand in a statement; None where a value has another type than `Row` says.
-
-    Somebody else may have changed a document; what becomes of its types is for the driver to say.
-    """
-    try:
-        return [
-            f"({external_id:d},{user_id:d},'{escape_string(title)}','{escape_string(body)}',"
-            f"'{ingested_at}','{migrated_at}','{escape_string(content_hash)}',{version:d})"
-            for external_id, user_id, title, body, ingested_at, migrated_at, content_hash, version in rows
-        ]
-    except (AttributeError, TypeError, ValueError):
-        return None
+        Somebody else may have changed a document; what becomes of its types is for the driver to say.
+        """
+        columns: list[Iterable[Any]] = [*zip(*rows, strict=True)]
+        try:
+            for place in self._texts:
+                columns[place] = map(escape_string, columns[place])
+            return list(map(self._row.format, *columns))
+        except (AttributeError, TypeError, ValueError):
+            return None
 
 
 def _parts(values: Iterable[str]) -> Iterator[list[str]]:
@@ -129,23 +166,22 @@ def _parts(values: Iterable[str]) -> Iterator[list[str]]:
     yield part
 
 
-def upsert_sql(dialect: sa.Dialect) -> str:
-    """Return the guarded upsert as text for the driver; its parameters are the columns `_WRITTEN`."""
-    table = migrated_posts.c
+def upsert_sql(entity: Entity, dialect: sa.Dialect) -> str:
+    """Return the guarded upsert as text for the driver; its parameters are a row's values, the id first."""
+    table = table_of(entity)
     if dialect.name == "sqlite":
-        lite = sqlite.insert(migrated_posts)
-        newer = sa.or_(table.version.is_(None), lite.excluded.version > table.version)
-        values: dict[str, Any] = {name: lite.excluded[name] for name in _UPDATED}
+        lite = sqlite.insert(table)
+        newer = sa.or_(table.c.version.is_(None), lite.excluded.version > table.c.version)
+        values: dict[str, Any] = {name: lite.excluded[name] for name in _updated(entity)}
         values["updatedAt"] = sa.text("CURRENT_TIMESTAMP")
         statement: sa.Insert = lite.on_conflict_do_update(index_elements=["externalId"], set_=values, where=newer)
     else:
-        my = mysql.insert(migrated_posts)
-        newer = sa.or_(table.version.is_(None), my.inserted.version > table.version)
-        # Assignments run from left to right: `version`, which the guard reads, must come last.
+        my = mysql.insert(table)
+        newer = sa.or_(table.c.version.is_(None), my.inserted.version > table.c.version)
         statement = my.on_duplicate_key_update(
-            [(name, sa.func.IF(newer, my.inserted[name], table[name])) for name in _UPDATED]
+            [(name, sa.func.IF(newer, my.inserted[name], table.c[name])) for name in _updated(entity)]
         )
-    return str(statement.compile(dialect=dialect, column_keys=list(_WRITTEN)))
+    return str(statement.compile(dialect=dialect, column_keys=list(_written(entity))))
 
 
 @lru_cache(maxsize=1024)

@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -33,11 +34,13 @@ from pipeline_poc.orchestration.instance import (
     prepare_home,
 )
 from pipeline_poc.orchestration.resources import close_services
+from pipeline_poc.posts import POSTS
 from pipeline_poc.processes import Children, end_descendants
 from pipeline_poc.reconciliation import Reconciliation
 from pipeline_poc.services import Services
 from pipeline_poc.settings import PUBLIC_SOURCE_URL, Settings
 from pipeline_poc.web.auth import check_binding
+from pipeline_poc.worker import worker_command
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ _ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 @dataclass(slots=True)
 class Outcome:
-    """What the first pass of `up` did.
+    """What the first pass of `up` did with an entity.
 
     Attributes:
         ingestion: Numbers of the ingestion; empty where it failed.
@@ -63,6 +66,7 @@ class Outcome:
         stuck_batches: Batches whose attempts ran out, because the relational store is away.
     """
 
+    entity: str
     ingestion: dict[str, Any]
     ingestion_error: Exception | None
     reconciliation: Reconciliation
@@ -74,6 +78,7 @@ class Outcome:
         """Return the outcome as JSON values."""
         return {
             "ok": self.ok,
+            "entity": self.entity,
             "ingestion": {name: value for name, value in self.ingestion.items() if isinstance(value, (int, float))},
             "ingestion_error": str(self.ingestion_error) if self.ingestion_error else None,
             "reconciliation": self.reconciliation.as_dict(),
@@ -109,8 +114,12 @@ class Pipeline:
         self._ingestion_ended = threading.Event()
         self._ingestion_ended.set()
 
-    def first_pass(self, instance: DagsterInstance) -> Outcome:
-        """Ingest once, as a run of Dagster in this process, and wait until the workers migrated all."""
+    def first_pass(self, instance: DagsterInstance) -> Iterator[Outcome]:
+        """Ingest each entity once, as a run of Dagster in this process, and wait until workers migrated all of it."""
+        for services in self.services.pipelines():
+            yield self._pass(services, instance)
+
+    def _pass(self, services: Services, instance: DagsterInstance) -> Outcome:
         bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -121,21 +130,29 @@ class Pipeline:
             transient=True,
         )
         with bar:
-            ingestion, error = self._ingest(instance, bar)
-            stuck = self._migrate(bar)
+            ingestion, error = self._ingest(services, instance, bar)
+            stuck = self._migrate(services, bar)
             task = bar.add_task("reconciling", total=None)
-            result = self.services.reconcile(lambda compared: bar.update(task, completed=compared))
-        lag_s = self.services.ledger.backlog().lag_s(result.started_at)
-        dead = len(self.services.ledger.batches("dead"))
-        return Outcome(ingestion, error, result, lag_s, dead, stuck)
+            result = services.reconcile(lambda compared: bar.update(task, completed=compared))
+        return Outcome(
+            entity=services.entity.name,
+            ingestion=ingestion,
+            ingestion_error=error,
+            reconciliation=result,
+            lag_s=services.ledger.backlog().lag_s(result.started_at),
+            dead_batches=len(services.ledger.batches("dead")),
+            stuck_batches=stuck,
+        )
 
-    def _ingest(self, instance: DagsterInstance, bar: Progress) -> tuple[dict[str, Any], Exception | None]:
+    def _ingest(
+        self, services: Services, instance: DagsterInstance, bar: Progress
+    ) -> tuple[dict[str, Any], Exception | None]:
         outcome: dict[str, Any] = {}
         errors: list[Exception] = []
 
         def run() -> None:
             try:
-                outcome.update(ingest_in_process(defs, instance))
+                outcome.update(ingest_in_process(defs(), services.entity, instance))
             except Exception as error:  # noqa: BLE001 - Dagster wraps ours in its own
                 errors.append(error)
             finally:
@@ -147,30 +164,30 @@ class Pipeline:
         # A thread whose `join` is interrupted counts as ended, before Python 3.13; an event is safe.
         while not self._ingestion_ended.wait(_POLL_S):
             self.look_after()
-            stored = sum(batch.size for batch in self.services.ledger.batches("open"))
+            stored = sum(batch.size for batch in services.ledger.batches("open"))
             bar.update(task, completed=stored)
         bar.update(task, completed=outcome.get("fetched", 0), total=outcome.get("fetched", 1), visible=not errors)
         return outcome, _root(errors[0]) if errors else None
 
-    def _migrate(self, bar: Progress) -> int:
+    def _migrate(self, services: Services, bar: Progress) -> int:
         """Wait until the backlog is empty; returns the number of batches that can't move now."""
-        ledger = self.services.ledger
+        ledger = services.ledger
         total = sum(batch.size for batch in ledger.batches("open"))
         task = bar.add_task("migrating", total=total)
         next_tick = 0.0
         stuck = ticks = 0
         while True:
             left = ledger.batches("open")
-            control = self.services.control()
+            control = services.control()
             if not control.is_running:
                 self.console.print(f"[yellow]The migration is {control.mode}: `pipeline-poc resume` lets it go on.[/]")
                 return 0
             waiting = len(left) + len(ledger.batches("filling"))
             bar.update(task, completed=max(0, total - sum(batch.size for batch in left)))
-            if not waiting and not self.services.raw_store.has_unmigrated(None):
+            if not waiting and not services.raw_store.has_unmigrated(None):
                 return 0
             if time.monotonic() >= next_tick:
-                tick = self.services.tick()
+                tick = services.tick()
                 ticks += 1
                 # Batches whose attempts ran out are all that is left, and their store is still away.
                 stuck = tick.waiting_for_store if not tick.outstanding else 0
@@ -184,13 +201,17 @@ class Pipeline:
             time.sleep(_POLL_S)
 
     def start_workers(self) -> None:
-        """Start the workers."""
-        for number in range(1, self.services.settings.worker_count + 1):
-            self.children.start(f"worker-{number}", [sys.executable, "-m", "pipeline_poc", "worker"])
+        """Start the workers of each entity."""
+        for entity in self.services.settings.entities:
+            of = "" if entity == POSTS.name else f"{entity}-"
+            for number in range(1, self.services.settings.worker_count + 1):
+                self.children.start(f"{of}worker-{number}", worker_command(entity))
 
     def start_dagster(self) -> None:
         """Start the code server; `look_after` starts the UI and the daemon once it answers."""
-        port = free_port()
+        # The same as before, if it is free: by it Dagster knows the ticks that it has kept.
+        before = re.search(r"port: (\d+)", self._workspace.read_text()) if self._workspace.exists() else None
+        port = free_port(int(before[1]) if before else None)
         self.children.start("code-server", code_server(port, self._workspace))
         self._code_server_port = port
 
@@ -265,28 +286,29 @@ def daemon(workspace: Path) -> list[str]:
 
 def first_pass_and_stay(
     services: Services, console: Console, *, once: bool, show: Callable[[Outcome], None]
-) -> Outcome | None:
+) -> list[Outcome]:
     """Start the pipeline, ingest and migrate, show the outcome, and stay up until interrupted.
 
     Args:
         services: The stores; all of them answer.
         console: Shows what happens.
         once: Don't stay, and start neither UI nor schedule.
-        show: Shows the outcome.
+        show: Shows an outcome.
 
     Returns:
-        The outcome; None where the first pass did not come to its end.
+        The outcome of each entity; of fewer where the first pass did not come to its end.
 
     Raises:
         ServiceStartError: Another `up` uses the same data, or the UI's port can't be used.
         TransientError: A store went away during the first pass, and there is no staying.
     """
-    outcome = None
+    outcomes: list[Outcome] = []
     try:
         with _started(services, console, with_ui=not once) as (pipeline, instance):
             try:
-                outcome = pipeline.first_pass(instance)
-                show(outcome)
+                for outcome in pipeline.first_pass(instance):
+                    outcomes.append(outcome)
+                    show(outcome)
             except TransientError as error:
                 if once:
                     raise
@@ -294,8 +316,8 @@ def first_pass_and_stay(
             if not once:
                 pipeline.stay()
     except KeyboardInterrupt:
-        return outcome
-    return outcome
+        return outcomes
+    return outcomes
 
 
 def _use_stand_in_if_offline(services: Services, console: Console) -> None:

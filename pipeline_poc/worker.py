@@ -12,6 +12,7 @@ from pipeline_poc import tracing
 from pipeline_poc.errors import PipelineError
 from pipeline_poc.migration_worker import MigrationWorker
 from pipeline_poc.orchestration.reporting import Reporter
+from pipeline_poc.posts import POSTS
 from pipeline_poc.pulse import pulse
 from pipeline_poc.services import Services
 from pipeline_poc.shutdown import Grace
@@ -49,7 +50,7 @@ def run_worker(services: Services, *, burst: bool, close: bool = False) -> int:
     """
     services.open_all()
     done = threading.Event()
-    reporter = Reporter(services.settings.dagster_home)
+    reporter = Reporter(services.settings.dagster_home, services.entity)
     with services.queue.translated():
         worker = MigrationWorker(services, reporter)
     worker.is_paused = services.control().mode == "paused"
@@ -84,7 +85,13 @@ def run_worker(services: Services, *, burst: bool, close: bool = False) -> int:
     return worker.succeeded
 
 
-def run_workers(count: int, *, burst: bool, grace_s: float) -> int:
+def worker_command(entity: str, *, burst: bool = False) -> list[str]:
+    """Return the command of a worker of one entity."""
+    # Without its name it would start workers of all entities in its turn.
+    return [sys.executable, "-m", "pipeline_poc", "--entity", entity, "worker", *(["--burst"] if burst else [])]
+
+
+def run_workers(count: int, entities: Sequence[str] = (POSTS.name,), *, burst: bool, grace_s: float) -> int:
     """Run several workers, each a process of its own, until SIGTERM or SIGINT.
 
     Workers that die are started again, but for those in burst mode, and those that find at their
@@ -92,15 +99,16 @@ def run_workers(count: int, *, burst: bool, grace_s: float) -> int:
     passed on; a worker that does not end within its grace is killed, which loses nothing.
 
     Args:
-        count: Number of workers.
+        count: Number of workers of each entity.
+        entities: Whose queues they serve.
         burst: End with the last of them.
         grace_s: What a worker may take to end after a signal, in seconds.
 
     Returns:
         The exit status: that of the first worker which did not end well, else 0.
     """
-    command = [sys.executable, "-m", "pipeline_poc", "worker", *(["--burst"] if burst else [])]
-    processes = [subprocess.Popen(command) for _ in range(count)]  # noqa: S603 - our own command
+    commands = [worker_command(entity, burst=burst) for entity in entities for _ in range(count)]
+    processes = [subprocess.Popen(command) for command in commands]  # noqa: S603 - our own command
     begun_at = time.monotonic()
     signals = 0
 
@@ -118,7 +126,7 @@ def run_workers(count: int, *, burst: bool, grace_s: float) -> int:
         is_hopeless = now - begun_at < _START_S and any(
             processes[index].returncode in _CAN_NOT_START for index in ended
         )
-        if (burst and len(ended) == count) or is_hopeless:
+        if (burst and len(ended) == len(processes)) or is_hopeless:
             break
         for index in [] if burst else ended:
             if index not in restart_at:
@@ -126,7 +134,7 @@ def run_workers(count: int, *, burst: bool, grace_s: float) -> int:
                 restart_at[index] = now + _RESTART_PAUSE_S
             elif now > restart_at[index]:
                 del restart_at[index]
-                processes[index] = subprocess.Popen(command)  # noqa: S603 - our own command
+                processes[index] = subprocess.Popen(commands[index])  # noqa: S603 - our own command
     return _end(processes, lambda: signals, grace_s)
 
 

@@ -3,8 +3,8 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from pipeline_poc.posts import Post, StoredPost, content_hash
-from pipeline_poc.raw_store import HashedPost
+from pipeline_poc.posts import Post
+from pipeline_poc.records import HashedRecord, StoredRecord, content_hash
 
 LONG_AGO = datetime(2020, 2, 29, 23, 59, 58, 999_000, tzinfo=UTC)
 """A time that any clock of today differs from."""
@@ -48,13 +48,12 @@ def record(external_id: int, title: str = "t", **others: Any) -> dict[str, Any]:
     return {"userId": 1, "id": external_id, "title": title, "body": "b", **others}
 
 
-def hashed(external_id: int, title: str = "t") -> HashedPost:
+def hashed(external_id: int, title: str = "t") -> HashedRecord:
     """Return a post as an ingestion holds it."""
-    post = Post.model_validate(record(external_id, title))
-    return HashedPost(post, content_hash(post.external_id, post.user_id, post.title, post.body))
+    return HashedRecord.of(Post.model_validate(record(external_id, title)))
 
 
-def stored(external_id: int, title: str = "t", body: str = "b", *, version: int = 1) -> StoredPost:
+def stored(external_id: int, title: str = "t", body: str = "b", *, version: int = 1) -> StoredRecord:
     """Return a post as a migration reads it."""
     digest = content_hash(external_id, 1, title, body)
-    return StoredPost(external_id, 1, title, body, digest, version, LONG_AGO)
+    return StoredRecord(external_id, (1, title, body), digest, version, LONG_AGO)

@@ -28,8 +28,9 @@ from pipeline_poc import alerting
 from pipeline_poc.alerting import Problem
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import TransientError, mask_secrets
-from pipeline_poc.orchestration.checks import CHECKS
 from pipeline_poc.orchestration.resources import services_of_process
+from pipeline_poc.posts import POSTS
+from pipeline_poc.records import Entity
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
 
@@ -82,6 +83,10 @@ KINDS = {
 """By the name of the check; others are told under their names."""
 
 
+_COMMON = {"mongodb:responseTime", "relationalStore:responseTime", "redis:responseTime", "migration:mode", "disk:free"}
+"""Checks that say the same for every entity."""
+
+
 @dataclass(slots=True)
 class Findings:
     """What is wrong now, and the keys of what nobody can tell now."""
@@ -106,11 +111,14 @@ def send_alerts(context: SensorEvaluationContext) -> SensorResult | SkipReason:
     if not urls:
         return SkipReason("ALERT_URLS is not set: nobody is told of anything")
     found = Findings()
-    jobs = context.repository_def.job_names if context.repository_def else ()
-    look_at_runs(context.instance, jobs, found)
-    look_at_checks(context.instance, [key for check in CHECKS for key in check.check_keys], found)
-    look_at_freshness(context.instance, _watched_for_freshness(context), found)
-    look_at_health(asyncio.run(_inspector(services).report()), found)
+    if context.repository_def is not None:
+        graph = context.repository_def.asset_graph
+        watched = [node.key for node in graph.asset_nodes if node.freshness_policy is not None]
+        look_at_runs(context.instance, context.repository_def.job_names, found)
+        look_at_checks(context.instance, sorted(graph.asset_check_keys), found)
+        look_at_freshness(context.instance, watched, found)
+    for pipeline in services.pipelines():
+        look_at_health(asyncio.run(_inspector(pipeline).report()), found, pipeline.entity)
     news, after = alerting.evaluate(alerting.load(context.cursor), found.problems, found.unknown, utc_now())
     said = ""
     if news:
@@ -178,29 +186,28 @@ def look_at_freshness(instance: DagsterInstance, keys: Sequence[AssetKey], found
             found.problems.append(Problem(f"freshness:{name}", f"{name} is not fresh", text))
 
 
-def look_at_health(report: "Health", found: Findings) -> None:
-    """Find the checks of `/health` that don't pass."""
+def look_at_health(report: "Health", found: Findings, entity: Entity = POSTS) -> None:
+    """Find the checks of `/health` that don't pass; what is common to all entities counts for posts alone."""
+    is_first = entity is POSTS
+    prefix, of = ("", "") if is_first else (f"{entity.name}/", f" ({entity.name})")
     for check in report.checks:
+        if not is_first and check.name in _COMMON:
+            continue
         if not check.is_known:
-            found.unknown.add(check.name)
+            found.unknown.add(f"{prefix}{check.name}")
         elif check.status != "pass":
             kind = KINDS.get(check.name) or _Kind(f"the check {check.name} of /health does not pass")
             runbook = f"docs/operations.md#{kind.alert.lower()}" if kind.alert else None
             count = check.value if kind.grows else 0
             text = _short(check.output or f"it is {check.value}")
-            found.problems.append(Problem(check.name, kind.title, text, runbook, hold_s=kind.hold_s, count=count))
+            found.problems.append(
+                Problem(f"{prefix}{check.name}", f"{kind.title}{of}", text, runbook, hold_s=kind.hold_s, count=count)
+            )
 
 
-def _watched_for_freshness(context: SensorEvaluationContext) -> list[AssetKey]:
-    if context.repository_def is None:
-        return []
-    nodes = context.repository_def.asset_graph.asset_nodes
-    return [node.key for node in nodes if node.freshness_policy is not None]
-
-
-@lru_cache(maxsize=1)
+@lru_cache
 def _inspector(services: Services) -> "Inspector":
-    """Return the one of this process: it never asks a store that hangs a second time beside the first."""
+    """Return the one of this process and pipeline: it never asks a store that hangs a second time beside the first."""
     from pipeline_poc.health import Inspector  # noqa: PLC0415 - what has no ALERT_URLS needs no HTTP client
 
     return Inspector(services)

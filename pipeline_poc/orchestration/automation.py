@@ -1,9 +1,12 @@
-"""Jobs, the schedules of ingestion, checks and pruning, and the sensor that enqueues the backlog."""
+"""The jobs, schedules and the sensor of an entity, and the pruning of Dagster's history."""
 
-from datetime import timedelta
+from dataclasses import asdict
+from datetime import datetime, timedelta
+from typing import NamedTuple
 
 from dagster import (
     AssetSelection,
+    Config,
     DagsterRunStatus,
     DefaultScheduleStatus,
     DefaultSensorStatus,
@@ -13,6 +16,9 @@ from dagster import (
     RunsFilter,
     ScheduleDefinition,
     ScheduleEvaluationContext,
+    SensorDefinition,
+    SensorEvaluationContext,
+    SensorResult,
     SkipReason,
     define_asset_job,
     job,
@@ -20,11 +26,17 @@ from dagster import (
     schedule,
     sensor,
 )
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+from pydantic import Field
 
 from pipeline_poc.clock import utc_now
-from pipeline_poc.orchestration.assets import migrated_posts, raw_posts
+from pipeline_poc.orchestration.assets import Assets
+from pipeline_poc.orchestration.metadata import confirmation
+from pipeline_poc.orchestration.pace import CHECK_CRON, CONFIRMATION_PAUSE, INGESTION_CRON, PRUNING_CRON
 from pipeline_poc.orchestration.pruning import prune
 from pipeline_poc.orchestration.resources import services_of_process
+from pipeline_poc.orchestration.runs import one_at_a_time
+from pipeline_poc.records import Entity
 from pipeline_poc.services import Services
 
 _UNDER_WAY = [
@@ -38,45 +50,47 @@ _SENSOR_INTERVAL_S = 3
 """Below the five seconds of the daemon's own pace, so that every round of it ticks."""
 
 
-def _one_at_a_time(job: str) -> dict[str, str]:
-    """Tag the runs of a job, so that the queue of production starts the next one when the last has ended."""
-    return {"pipeline_poc/one_at_a_time": job}
+class Automation(NamedTuple):
+    """What moves an entity."""
+
+    jobs: list[UnresolvedAssetJobDefinition]
+    schedules: list[ScheduleDefinition]
+    sensor: SensorDefinition
 
 
-ingest_posts = define_asset_job(
-    "ingest_posts",
-    selection=[raw_posts],
-    tags=_one_at_a_time("ingest_posts"),
-    description="Ingest the source into the raw store.",
-)
-migrate_posts = define_asset_job(
-    "migrate_posts",
-    selection=[migrated_posts],
-    tags=_one_at_a_time("migrate_posts"),
-    description="Migrate the whole backlog in one run, past the queue and its workers.",
-)
-check_posts = define_asset_job(
-    "check_posts",
-    selection=AssetSelection.all_asset_checks(),
-    tags=_one_at_a_time("check_posts"),
-    description="Check that the pipeline moves; materializes nothing.",
-)
+def automation_of(entity: Entity, assets: Assets) -> Automation:
+    """Return the jobs and schedules of an entity, and the sensor that enqueues its backlog."""
+    name = entity.name
+    checks = AssetSelection.checks_for_assets(assets.raw, assets.rows)
+    jobs = [
+        _job(f"ingest_{name}", AssetSelection.assets(assets.raw), "Ingest the source into the raw store."),
+        _job(
+            f"migrate_{name}",
+            AssetSelection.assets(assets.rows),
+            "Migrate the whole backlog in one run, past the queue and its workers.",
+        ),
+        _job(f"check_{name}", checks, "Check that the pipeline moves; materializes nothing."),
+    ]
+    schedules = [
+        _scheduled(
+            f"ingest_{name}_every_ten_minutes",
+            f"ingest_{name}",
+            INGESTION_CRON,
+            "Ingest every ten minutes, but never beside another run of the job that is still under way.",
+        ),
+        _scheduled(
+            f"check_{name}_every_ten_minutes",
+            f"check_{name}",
+            CHECK_CRON,
+            # What workers do, and what nobody does, shows in no run.
+            "Evaluate all asset checks every ten minutes, though nothing is materialized.",
+        ),
+    ]
+    return Automation(jobs, schedules, _enqueueing(entity))
 
 
-@op(description="Delete what ended before RUN_RETENTION_S.")
-def prune_old(context: OpExecutionContext, services: ResourceParam[Services]) -> None:
-    """Delete what ended before RUN_RETENTION_S, and say how much that was."""
-    pruned = prune(context.instance, utc_now() - timedelta(seconds=services.settings.run_retention_s))
-    context.log.info(pruned.sentence())
-
-
-@job(
-    tags=_one_at_a_time("prune_history"),
-    description="Delete Dagster's old runs, reports and results of checks; the newest of each stays.",
-)
-def prune_history() -> None:
-    """Delete Dagster's old runs, reports and results of checks; the newest of each stays."""
-    prune_old()
+def _job(name: str, selection: AssetSelection, description: str) -> UnresolvedAssetJobDefinition:
+    return define_asset_job(name, selection=selection, tags=one_at_a_time(name), description=description)
 
 
 def _scheduled(name: str, job_name: str, cron: str, description: str) -> ScheduleDefinition:
@@ -97,34 +111,63 @@ def _scheduled(name: str, job_name: str, cron: str, description: str) -> Schedul
     return unless_under_way
 
 
-ingest_every_ten_minutes = _scheduled(
-    "ingest_every_ten_minutes",
-    ingest_posts.name,
-    "*/10 * * * *",
-    "Ingest every ten minutes, but never beside another run of the job that is still under way.",
+def _enqueueing(entity: Entity) -> SensorDefinition:
+    @sensor(
+        name=f"enqueue_{entity.name}",
+        description="Put the backlog on the migration queue, a window at a time, and mend what outages left.",
+        minimum_interval_seconds=_SENSOR_INTERVAL_S,
+        default_status=DefaultSensorStatus.RUNNING,
+    )
+    def enqueue(context: SensorEvaluationContext) -> SkipReason | SensorResult:
+        """Put the backlog on the migration queue, a window at a time, and mend what outages left.
+
+        A tick launches no run, so that Dagster calls it skipped; its reason says what it did. A
+        tick that can't reach MongoDB or Redis fails. Now and then one that finds nothing that waits
+        confirms that the rows are up to date, so that they stay fresh while the source is idle.
+        """
+        services = services_of_process().of(entity.name)
+        done = services.tick()
+        sentence, now = done.sentence(entity.noun), utc_now()
+        may_confirm = not (done.busy or done.enqueued or done.outstanding) and _is_due(context.cursor, now)
+        if not may_confirm or services.ledger.backlog().batches:
+            return SkipReason(sentence)
+        return SensorResult(skip_reason=sentence, cursor=now.isoformat(), asset_events=[confirmation(entity)])
+
+    return enqueue
+
+
+def _is_due(cursor: str | None, now: datetime) -> bool:
+    """Return whether the last confirmation, whose time is the cursor, is long ago, or from a clock that was ahead."""
+    try:
+        return cursor is None or abs(now - datetime.fromisoformat(cursor)) >= CONFIRMATION_PAUSE
+    except (TypeError, ValueError):
+        return True  # Somebody else wrote it.
+
+
+class PruneConfig(Config):
+    """How much of the history stays."""
+
+    retention_s: int | None = Field(None, ge=1, description="Age to keep, in seconds, instead of RUN_RETENTION_S.")
+
+
+@op(description="Delete what ended before RUN_RETENTION_S.")
+def prune_old(context: OpExecutionContext, config: PruneConfig, services: ResourceParam[Services]) -> None:
+    """Delete what ended before RUN_RETENTION_S, and say how much that was."""
+    retention_s = config.retention_s or services.settings.run_retention_s
+    pruned = prune(context.instance, utc_now() - timedelta(seconds=retention_s))
+    context.log.info(pruned.sentence())
+    context.add_output_metadata(asdict(pruned) | {"retention_s": retention_s})
+
+
+@job(
+    tags=one_at_a_time("prune_history"),
+    description="Delete Dagster's old runs, reports and results of checks; the newest of each stays.",
 )
-check_every_ten_minutes = _scheduled(
-    "check_every_ten_minutes",
-    check_posts.name,
-    # Between two ingestions, which check what they have written themselves.
-    "5,15,25,35,45,55 * * * *",
-    # What workers do, and what nobody does, shows in no run.
-    "Evaluate all asset checks every ten minutes, though nothing is materialized.",
-)
+def prune_history() -> None:
+    """Delete Dagster's old runs, reports and results of checks; the newest of each stays."""
+    prune_old()
+
+
 prune_every_night = _scheduled(
-    "prune_every_night", prune_history.name, "17 3 * * *", "Prune Dagster's history every night."
+    "prune_every_night", prune_history.name, PRUNING_CRON, "Prune Dagster's history every night."
 )
-
-
-@sensor(
-    description="Put the backlog on the migration queue, a window at a time, and mend what outages left.",
-    minimum_interval_seconds=_SENSOR_INTERVAL_S,
-    default_status=DefaultSensorStatus.RUNNING,
-)
-def enqueue_backlog() -> SkipReason:
-    """Put the backlog on the migration queue, a window at a time, and mend what outages left.
-
-    A tick launches no run, so that Dagster calls it skipped; its reason says what it did. A
-    tick that can't reach MongoDB or Redis fails.
-    """
-    return SkipReason(services_of_process().tick().sentence())

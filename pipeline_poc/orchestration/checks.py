@@ -1,138 +1,125 @@
-"""Asset checks: does the pipeline move? They look at the stores, whoever has filled them and whenever."""
+"""Asset checks: is what is stored right, and does the pipeline move? They look at the stores, whoever has filled them.
 
-from typing import Any
+All checks of an asset are one step: a step of its own would cost a run more than what most of them look at, and several
+share what they read. Each can be run alone.
+"""
 
-from dagster import AssetCheckResult, AssetCheckSeverity, MetadataValue, ResourceParam, asset_check
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache
+from typing import Literal
 
-from pipeline_poc.clock import utc_now
-from pipeline_poc.ledger import Batch
-from pipeline_poc.orchestration.assets import migrated_posts, raw_posts
+from dagster import (
+    AssetCheckExecutionContext,
+    AssetCheckResult,
+    AssetChecksDefinition,
+    AssetCheckSpec,
+    AssetsDefinition,
+    Config,
+    ResourceParam,
+    multi_asset_check,
+)
+from pydantic import Field
+
+from pipeline_poc.orchestration import findings
+from pipeline_poc.orchestration.assets import Assets
+from pipeline_poc.orchestration.findings import Finding
+from pipeline_poc.orchestration.metadata import raw_asset
+from pipeline_poc.reconciliation import Reconciliation
+from pipeline_poc.records import Entity
 from pipeline_poc.services import Services
 
-_SEVERE = 4
-"""A lag of so many times the limit is an error, not a warning."""
-_SHOWN = 20
+_OF_RAW = {
+    "last_ingestion": "An ingestion went well within SOURCE_WARN_S, none has failed since, and it found posts there.",
+    "quarantine_rate": f"At most {findings.SHARE_WARN:.0%} of the records are bad, in the last answer as in all.",
+    "source_schema": "The last answer had no fields that a post does not have, and none of a post's has vanished.",
+    "unique_ids": "No id has two documents, and the unique index is there, which forbids it.",
+    "documents_fit": "A sample of the documents has the shape that MongoDB was told, but for those in quarantine.",
+}
+_OF_ROWS = {
+    "lag": "No post waits longer than LAG_WARN_S; far longer is an error.",
+    "dead_letters": "No batch waits for a person.",
+    "nothing_is_stuck": "Every batch in progress gives signs of life, and every post that waits is in a batch.",
+    "conservation": "stored = migrated + backlog + quarantined, and migrated ≤ rows ≤ stored: nothing is lost.",
+    "content_matches": "Posts and rows agree by content hash, in a sample or, by the step's config, in all of them.",
+    "no_stale_rows": "No row is older than the version that is flagged migrated, in the same sample.",
+}
+# Two documents with one id would overwrite each other's row. Nothing else that may be wrong with posts is a reason to
+# hold the others up: the migration puts a bad one aside by itself, and what comes late comes no earlier for waiting.
+_BLOCKING = {"unique_ids"}
 
 
-@asset_check(
-    asset=raw_posts,
-    description="An ingestion went well within SOURCE_WARN_S, none has failed since, and it found posts at the source.",
-)
-def last_ingestion(services: ResourceParam[Services]) -> AssetCheckResult:
-    """Check how the last ingestion went, and when."""
-    limit_s = services.settings.source_warn_s
-    last = services.raw_store.last_ingestion()
-    errors, succeeded_at = last.get("errorsSince", 0), last.get("lastSuccessAt")
-    served_nothing = bool(last.get("lastRun", {}).get("served_nothing"))
-    numbers: dict[str, Any] = {"errors_since": errors, "served_nothing": served_nothing, "limit_s": limit_s}
-    wrong = []
-    if succeeded_at is None:
-        wrong.append("no ingestion has gone well yet")
-    else:
-        numbers["age_s"] = age_s = (utc_now() - succeeded_at).total_seconds()
-        if age_s > limit_s:
-            wrong.append(f"the last ingestion that went well is older than {limit_s:g} s")
-    if errors:
-        numbers["last_error"] = last.get("lastError")
-        wrong.append(f"{errors} failed since")
-    if served_nothing:
-        wrong.append("the source served nothing, though posts of it are stored")
-    return _result(wrong, numbers)
+def _specs(asset: AssetsDefinition, texts: Mapping[str, str]) -> list[AssetCheckSpec]:
+    return [
+        AssetCheckSpec(name, asset=asset, description=text, blocking=name in _BLOCKING) for name, text in texts.items()
+    ]
 
 
-@asset_check(asset=migrated_posts, description="No post waits longer than LAG_WARN_S; far longer is an error.")
-def lag(services: ResourceParam[Services]) -> AssetCheckResult:
-    """Check the age of the oldest post that is not migrated."""
-    limit_s = services.settings.lag_warn_s
-    backlog, mode = services.ledger.backlog(), services.control().mode
-    lag_s = backlog.lag_s(utc_now())
-    wrong = []
-    if lag_s > limit_s:
-        wrong.append(f"a post waits longer than {limit_s:g} s")
-        if mode != "running":
-            wrong.append(f"the migration is {mode}")
-    numbers = {
-        "lag_s": lag_s,
-        "limit_s": limit_s,
-        "backlog": backlog.posts,
-        "batches": backlog.batches,
-        "most_attempts": backlog.most_attempts,
-        "oldest_batch": backlog.oldest_id or "none",
-        "mode": mode,
-    }
-    severity = AssetCheckSeverity.ERROR if lag_s > _SEVERE * limit_s else AssetCheckSeverity.WARN
-    return _result(wrong, numbers, severity)
+class Comparison(Config):
+    """How much of both stores is compared."""
 
-
-@asset_check(asset=migrated_posts, description="No batch waits for a person.")
-def dead_letters(services: ResourceParam[Services]) -> AssetCheckResult:
-    """Check that there are no dead letters."""
-    groups = services.dead_letters.groups()
-    batches = sum(group.batches for group in groups)
-    wrong = [f"{batches} batches wait for a person: `pipeline-poc dead-letters list`"] if batches else []
-    reasons = {group.reason: group.batches for group in groups[:_SHOWN]}
-    numbers = {
-        "dead_letters": batches,
-        "posts": sum(group.posts for group in groups),
-        "reasons": MetadataValue.json(reasons),
-    }
-    return _result(wrong, numbers)
-
-
-@asset_check(
-    asset=migrated_posts,
-    description="Every batch in progress gives signs of life, and every post that waits is in a batch of the ledger.",
-)
-def nothing_is_stuck(services: ResourceParam[Services]) -> AssetCheckResult:
-    """Check that no batch has lost its worker, run or ingestion without a tick noticing, and no post its batch."""
-    silent, filling = _silent(services), _never_sealed(services)
-    forgotten = _forgotten(services)
-    wrong = []
-    if silent:
-        wrong.append(f"{len(silent)} batches give no sign of life: the sensor's next tick frees them")
-    if filling:
-        wrong.append(f"{len(filling)} batches were never completed: the sensor's next tick takes them over")
-    if forgotten:
-        wrong.append(f"{forgotten} posts wait in no batch of the ledger: `pipeline-poc repair` puts them back")
-    numbers = {
-        "silent": len(silent),
-        "never_completed": len(filling),
-        "forgotten_posts": forgotten,
-        "batches": MetadataValue.json([batch.id for batch in (silent + filling)[:_SHOWN]]),
-    }
-    return _result(wrong, numbers, AssetCheckSeverity.ERROR if forgotten else AssetCheckSeverity.WARN)
-
-
-CHECKS = [last_ingestion, lag, dead_letters, nothing_is_stuck]
-
-
-def _silent(services: Services) -> list[Batch]:
-    begun, timeout_s = services.ledger.begun(), services.settings.heartbeat_timeout_s
-    silent = [batch for batch in begun if not batch.is_alive(utc_now(), timeout_s)]
-    if not silent:
-        return []
-    # What waits for its next attempt needs no sign of life; only Redis knows.
-    jobs = services.queue.snapshot()
-    return [batch for batch in silent if batch.id not in jobs.queued | jobs.scheduled]
-
-
-def _never_sealed(services: Services) -> list[Batch]:
-    now, limit_s = utc_now(), services.settings.filling_timeout_s
-    filling = services.ledger.batches("filling")
-    return [batch for batch in filling if abs((now - batch.created_at).total_seconds()) > limit_s]
-
-
-def _forgotten(services: Services) -> int:
-    """Count the posts that wait, though nobody knows of any work; the count takes time, and is made only then."""
-    if services.ledger.waiting_ids():
-        return 0
-    waiting = services.raw_store.counts().backlog
-    return 0 if services.ledger.waiting_ids() else waiting
-
-
-def _result(
-    wrong: list[str], numbers: dict[str, Any], severity: AssetCheckSeverity = AssetCheckSeverity.WARN
-) -> AssetCheckResult:
-    return AssetCheckResult(
-        passed=not wrong, severity=severity, description="; ".join(wrong) or "all is well", metadata=numbers
+    compare: Literal["sample", "all"] = Field(
+        default="sample", description="`all` streams every post and row, and keeps the outcome for the pipeline's page."
     )
+    sample_size: int = Field(default=findings.SAMPLE, ge=1, description="About so many ids, spread over all of them.")
+
+
+def checks_of(entity: Entity, assets: Assets) -> list[AssetChecksDefinition]:
+    """Return the checks of an entity's assets."""
+
+    @multi_asset_check(name=f"{raw_asset(entity)}_checks", specs=_specs(assets.raw, _OF_RAW), can_subset=True)
+    def check_raw(context: AssetCheckExecutionContext, services: ResourceParam[Services]) -> Iterator[AssetCheckResult]:
+        """Check what the last ingestions noted, and the documents."""
+        of = services.of(entity.name)
+        last = of.raw_store.last_ingestion()
+        yield from _selected(
+            context,
+            {
+                "last_ingestion": lambda: findings.last_ingestion(of, last),
+                "quarantine_rate": lambda: findings.quarantine_rate(of, last),
+                "source_schema": lambda: findings.source_schema(last),
+                "unique_ids": lambda: findings.unique_ids(of),
+                "documents_fit": lambda: findings.documents_fit(of),
+            },
+        )
+
+    @multi_asset_check(name=f"{entity.table}_checks", specs=_specs(assets.rows, _OF_ROWS), can_subset=True)
+    def check_rows(
+        context: AssetCheckExecutionContext, config: Comparison, services: ResourceParam[Services]
+    ) -> Iterator[AssetCheckResult]:
+        """Check that the backlog moves, and that both stores agree."""
+        of = services.of(entity.name)
+
+        @cache
+        def compared() -> Reconciliation:
+            return of.reconcile() if config.compare == "all" else of.reconcile_sample(config.sample_size)
+
+        yield from _selected(
+            context,
+            {
+                "lag": lambda: findings.lag(of),
+                "dead_letters": lambda: findings.dead_letters(of),
+                "nothing_is_stuck": lambda: findings.nothing_is_stuck(of),
+                "conservation": lambda: findings.conservation(of),
+                "content_matches": lambda: findings.content_matches(of, compared()),
+                "no_stale_rows": lambda: findings.no_stale_rows(of, compared()),
+            },
+        )
+
+    return [check_raw, check_rows]
+
+
+def _selected(
+    context: AssetCheckExecutionContext, looks: Mapping[str, Callable[[], Finding]]
+) -> Iterator[AssetCheckResult]:
+    """Evaluate those checks that the run has selected."""
+    names = {key.name for key in context.selected_asset_check_keys}
+    for name, look in looks.items():
+        if name in names:
+            found = look()
+            yield AssetCheckResult(
+                check_name=name,
+                passed=not found.wrong,
+                severity=found.severity,
+                description="; ".join(found.wrong) or "all is well",
+                metadata=found.numbers,
+            )

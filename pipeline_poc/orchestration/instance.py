@@ -8,6 +8,8 @@ from typing import Any
 
 from dagster import DagsterInstance, DagsterRunStatus, Definitions, RunsFilter
 
+from pipeline_poc.records import Entity
+
 __all__ = ["DagsterInstance", "fail_unfinished_runs", "ingest_in_process", "instance_of", "prepare_home"]
 
 _UNFINISHED = [
@@ -37,19 +39,19 @@ def fail_unfinished_runs(instance: DagsterInstance) -> None:
         instance.report_run_failed(run, "Its process ended together with `pipeline-poc up`.")
 
 
-def ingest_in_process(defs: Definitions, instance: DagsterInstance) -> dict[str, Any]:
-    """Execute the ingestion's job in this process, as a run like any other.
+def ingest_in_process(defs: Definitions, entity: Entity, instance: DagsterInstance) -> dict[str, Any]:
+    """Execute the job that ingests an entity in this process, as a run like any other.
 
     Returns:
-        The metadata of the materialization of ``raw_posts``.
+        The metadata of the materialization, such as of ``raw_posts``.
 
     Raises:
         Exception: Whatever made the run fail; the pipeline's own error is among its causes.
     """
-    run = defs.resolve_job_def("ingest_posts").execute_in_process(
+    run = defs.resolve_job_def(f"ingest_{entity.name}").execute_in_process(
         instance=instance,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         tags={"pipeline_poc/started_by": "up"},
     )
-    (materialization,) = run.asset_materializations_for_node("raw_posts")
+    (materialization,) = run.asset_materializations_for_node(f"raw_{entity.name}")
     return {name: entry.value for name, entry in materialization.metadata.items()}

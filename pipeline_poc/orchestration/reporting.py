@@ -1,4 +1,4 @@
-"""Tells Dagster what workers migrated: runless materializations of ``migrated_posts``, aggregated."""
+"""Tells Dagster what workers migrated: runless materializations of assets such as ``migrated_posts``, aggregated."""
 
 import logging
 import threading
@@ -7,13 +7,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from pipeline_poc.migration import MigrationResult
+from pipeline_poc.posts import POSTS
+from pipeline_poc.records import Entity
 
 if TYPE_CHECKING:
     from dagster import DagsterInstance
 
 logger = logging.getLogger(__name__)
-
-ASSET = "migrated_posts"
 
 _INTERVAL_S = 5.0
 """Dagster's event log must not grow with the rows: one report in so many seconds at most."""
@@ -28,11 +28,13 @@ class Reporter:
 
     Args:
         home: DAGSTER_HOME; None where there is nobody to tell.
+        entity: Whose rows they migrated.
         interval_s: Pause between two reports, in seconds.
     """
 
-    def __init__(self, home: Path | None, *, interval_s: float = _INTERVAL_S) -> None:
+    def __init__(self, home: Path | None, entity: Entity = POSTS, *, interval_s: float = _INTERVAL_S) -> None:
         self._home = home
+        self._entity = entity
         self._interval_s = interval_s
         self._lock = threading.Lock()
         self._sum: MigrationResult | None = None
@@ -49,7 +51,7 @@ class Reporter:
     ) -> None:
         self._done.set()
         self._thread.join()
-        self._report()
+        self.report()
 
     def add(self, result: MigrationResult) -> None:
         """Take a result into the next report."""
@@ -63,9 +65,10 @@ class Reporter:
         if self._home is not None:
             import dagster  # noqa: F401, PLC0415 - the first jobs don't wait for it, the last report finds it there
         while not self._done.wait(self._interval_s):
-            self._report()
+            self.report()
 
-    def _report(self) -> None:
+    def report(self) -> None:
+        """Report what was collected, if anything was."""
         with self._lock:
             result, self._sum = self._sum, None
         if result is None:
@@ -73,9 +76,12 @@ class Reporter:
         try:
             from dagster import AssetMaterialization, DagsterInstance  # noqa: PLC0415 - see `_run`
 
+            from pipeline_poc.orchestration.metadata import migration_metadata  # noqa: PLC0415 - the same
+
             if self._instance is None:
                 self._instance = DagsterInstance.from_config(str(self._home))
-            event = AssetMaterialization(ASSET, description="by workers", metadata=result.summary())
+            numbers = migration_metadata(self._entity, result.summary())
+            event = AssetMaterialization(self._entity.table, description="by workers", metadata=numbers)
             self._instance.report_runless_asset_event(event)
         except Exception as error:  # noqa: BLE001 - whatever Dagster's storage raises, the posts are migrated
             logger.warning("report to Dagster failed", extra={"error": f"{type(error).__name__}: {error}"})

@@ -1,6 +1,7 @@
 """What assets hand to their IO managers: lazy streams, so that memory stays flat."""
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 from pipeline_poc.ingestion import IngestionResult, ParsedBatch
@@ -13,6 +14,24 @@ class PostStream:
 
     batches: Generator[ParsedBatch, None, None]
     result: IngestionResult
+
+
+def told(stream: PostStream, tell: Callable[..., None]) -> Generator[ParsedBatch, None, None]:
+    """Yield the batches of a stream, and tell of the answer as soon as it is there."""
+    result, is_told = stream.result, False
+
+    def tell_of_answer() -> None:
+        seen = "nothing has changed" if result.not_modified else f"{result.fetched:,} records"
+        tell("the source answered within %.3f s: %s", result.latency_s, seen)
+
+    with closing(stream.batches):
+        for batch in stream.batches:
+            if not is_told:
+                tell_of_answer()
+            is_told = True
+            yield batch
+    if not is_told:
+        tell_of_answer()
 
 
 @dataclass(frozen=True, slots=True)

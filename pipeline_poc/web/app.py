@@ -1,7 +1,7 @@
 """Our endpoints as an application, and both applications behind one guard."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -15,14 +15,16 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from pipeline_poc.posts import POSTS
 from pipeline_poc.settings import Settings
-from pipeline_poc.web import desk_routes, login, pipeline_routes, problems, stream_routes
+from pipeline_poc.web import desk_routes, login, pipeline_routes, problems, replay_routes, stream_routes
 from pipeline_poc.web.access import PUBLIC_PATHS, first_segment
 from pipeline_poc.web.auth import Authenticator
 from pipeline_poc.web.context import Context
 from pipeline_poc.web.guard import guarded
 from pipeline_poc.web.limits import Limiter
 from pipeline_poc.web.live import Live
+from pipeline_poc.web.parameters import ENTITY_PREFIX, known_entity
 
 _DESCRIPTION = """\
 The pipeline's endpoints, beside Dagster's UI and its GraphQL on the same port.
@@ -68,23 +70,33 @@ _DOCS_POLICY = (
 )
 
 
-def create_app(context: Context, authenticator: Authenticator, limiter: Limiter) -> FastAPI:
-    """Return our endpoints as an application; it closes the limiter when it stops."""
+def create_app(contexts: Mapping[str, Context], authenticator: Authenticator, limiter: Limiter) -> FastAPI:
+    """Return our endpoints as an application; it closes the limiter when it stops.
+
+    Args:
+        contexts: By entity; that of posts counts the requests.
+        authenticator: Knows who may log in.
+        limiter: Counts against limits.
+    """
+    context = contexts[POSTS.name]
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        live = app.state.live = Live(context)
-        context.census.start()
-        tasks = [asyncio.create_task(live.run()), asyncio.create_task(context.keep_counting())]
+        app.state.lives = {name: Live(each) for name, each in contexts.items()}
+        tasks = [asyncio.create_task(live.run()) for live in app.state.lives.values()]
+        tasks.append(asyncio.create_task(context.keep_counting()))
+        for each in contexts.values():
+            each.census.start()
         try:
             yield
         finally:
             for task in tasks:
                 task.cancel()
             await context.save_traffic(deadline_s=_LAST_S)
-            context.census.stop()
+            for each in contexts.values():
+                each.census.stop()
+                await each.dagster.close()
             await limiter.close()
-            await context.dagster.close()
 
     app = _Api(
         title="pipeline_poc",
@@ -97,15 +109,19 @@ def create_app(context: Context, authenticator: Authenticator, limiter: Limiter)
         responses=_PROBLEMS,
         dependencies=[Depends(HTTPBearer(auto_error=False, description="Needed where tokens are set."))],
     )
-    app.state.context = context
+    app.state.contexts = contexts
     problems.install(app)
-    routers = (pipeline_routes.router, desk_routes.router, stream_routes.router, login.router(authenticator))
+    of_entity = (pipeline_routes.router, replay_routes.router, desk_routes.router, stream_routes.router)
+    routers = (*of_entity, login.router(authenticator))
     for router in routers:
         app.include_router(router)
+    for router in of_entity if len(contexts) > 1 else ():
+        app.include_router(router, prefix=ENTITY_PREFIX, dependencies=[Depends(known_entity)])
     _make_docs(app)
     app.mount("/pipeline/static", StaticFiles(directory=stream_routes.STATIC), name="static")
     routes = [*app.routes, *(route for router in routers for route in router.routes)]
-    app.state.families = frozenset(first_segment(route.path) for route in routes if isinstance(route, (Route, Mount)))
+    families = {first_segment(route.path) for route in routes if isinstance(route, (Route, Mount))}
+    app.state.families = frozenset(families | {first_segment(ENTITY_PREFIX)})
     return app
 
 
@@ -153,9 +169,11 @@ class Dispatcher:
             await self._ui(scope, receive, send)
 
 
-def build(context: Context, ui: ASGIApp, settings: Settings) -> ASGIApp:
-    """Return everything that the web server serves."""
+def build(contexts: Mapping[str, Context], ui: ASGIApp, settings: Settings) -> ASGIApp:
+    """Return everything that the web server serves; the contexts are by entity."""
     authenticator = Authenticator(settings)
-    limiter = Limiter(settings, lambda: context.services.redis_url)
-    dispatcher = Dispatcher(create_app(context, authenticator, limiter), ui)
-    return guarded(dispatcher, settings, authenticator, limiter, own=dispatcher.families, traffic=context.traffic)
+    limiter = Limiter(settings, lambda: contexts[POSTS.name].services.redis_url)
+    dispatcher = Dispatcher(create_app(contexts, authenticator, limiter), ui)
+    return guarded(
+        dispatcher, settings, authenticator, limiter, own=dispatcher.families, traffic=contexts[POSTS.name].traffic
+    )

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from math import inf
 from typing import Any, TypeVar
@@ -13,10 +13,13 @@ from starlette.types import ASGIApp
 
 from pipeline_poc.dagster_api import DagsterApi
 from pipeline_poc.deadline import Calls, DeadlineExceeded, SharedCalls, in_thread
+from pipeline_poc.entities import ENTITIES
 from pipeline_poc.errors import PipelineError, TransientError
 from pipeline_poc.health import Health, Inspector
 from pipeline_poc.ledger import Batch
+from pipeline_poc.posts import POSTS
 from pipeline_poc.reconciliation import Reconciliation
+from pipeline_poc.records import Entity
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
 from pipeline_poc.web import snapshot
@@ -46,17 +49,22 @@ class Context:
     Args:
         settings: Of the process.
         ui: Dagster's UI, whose GraphQL is asked in this process.
+        entity: What the endpoints are about.
     """
 
-    def __init__(self, settings: Settings, ui: ASGIApp) -> None:
+    def __init__(self, settings: Settings, ui: ASGIApp, entity: Entity = POSTS) -> None:
         self.settings = settings
+        self.entity = entity
         impatient = {"store_timeout_s": min(settings.store_timeout_s, settings.health_timeout_s)}
-        self.services = Services(settings.model_copy(update=impatient), answer_timeout_s=_ANSWER_TIMEOUT_S)
+        self.services = Services(
+            settings.model_copy(update=impatient), entity=entity, answer_timeout_s=_ANSWER_TIMEOUT_S
+        )
         """For answers: gives up on a store that is away before the one who asks does."""
-        self.patient = Services(settings)
+        self.patient = Services(settings, entity=entity)
         """For work in the background."""
         self.dagster = DagsterApi(
-            httpx.AsyncClient(transport=httpx.ASGITransport(app=ui), base_url="http://dagster", timeout=ANSWER_S)
+            httpx.AsyncClient(transport=httpx.ASGITransport(app=ui), base_url="http://dagster", timeout=ANSWER_S),
+            entity,
         )
         self.inspector = Inspector(self.services, self.dagster)
         self.census = Census(self.patient)
@@ -171,6 +179,11 @@ class Context:
 
 
 def context_of(request: Request) -> Context:
-    """Return the context of the server that answers this request."""
-    context: Context = request.app.state.context
-    return context
+    """Return the context of the entity that a request is about."""
+    contexts: Mapping[str, Context] = request.app.state.contexts
+    return contexts[request.path_params.get("entity", POSTS.name)]
+
+
+def contexts_of(settings: Settings, ui: ASGIApp) -> dict[str, Context]:
+    """Return a context for each of ENTITIES, by name."""
+    return {name: Context(settings, ui, ENTITIES[name]) for name in settings.entities}

@@ -15,7 +15,7 @@ from pipeline_poc.quarantine import QuarantinedItem
 from pipeline_poc.selection import Selection
 from pipeline_poc.web import models, views
 from pipeline_poc.web.context import Context, context_of
-from pipeline_poc.web.parameters import Cursor, Limit, caller
+from pipeline_poc.web.parameters import Cursor, DryRun, Limit, caller
 from pipeline_poc.web.problems import NotFound, described
 
 router = APIRouter()
@@ -26,7 +26,6 @@ _REPAIR_S = 600.0
 """A repair compares all posts first."""
 _IDS_SHOWN = 1000
 
-DryRun = Annotated[bool, Query(alias="dryRun", description="Only say what would be done.")]
 Reason = Annotated[str | None, Query(min_length=1, max_length=200, description="Only those with this reason code.")]
 ItemId = Annotated[str, Path(min_length=1, max_length=200)]
 _NOT_FOUND: dict[int | str, dict[str, Any]] = {404: described("There is none of that id.")}

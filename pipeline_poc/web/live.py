@@ -8,7 +8,6 @@ from contextlib import suppress
 from datetime import datetime
 
 from pipeline_poc.counters import number
-from pipeline_poc.dagster_api import DagsterState
 from pipeline_poc.errors import PipelineError, TransientError
 from pipeline_poc.health import Check
 from pipeline_poc.settings import PUBLIC_SOURCE_URL
@@ -127,6 +126,7 @@ class Live:
             context.census.tally,
             health,
             context.settings,
+            entity=context.entity.name,
             source=self._source(snapshot, health.find("source:lastSuccess")),
             history=[],
         )
@@ -141,12 +141,14 @@ class Live:
             last_success_at=last.get("lastSuccessAt"),
             errors_since=last.get("errorsSince", 0) if snapshot.ledger else None,
             last_error=last.get("lastError") if last.get("errorsSince") else None,
-            next_at=next_ingestion(self._context.inspector.dagster_state),
+            next_at=next_ingestion(self._context),
             last_run=views.last_run(last),
         )
 
 
-def next_ingestion(state: DagsterState | None) -> datetime | None:
+def next_ingestion(context: Context) -> datetime | None:
     """Return when the schedule ingests next; None where it is stopped, or Dagster is away."""
-    schedules = state.schedules if state else ()
-    return next((each.next_at for each in schedules if each.name == views.INGEST_SCHEDULE and each.is_running), None)
+    state, name = context.inspector.dagster_state, f"ingest_{context.entity.name}_every_ten_minutes"
+    return next(
+        (each.next_at for each in (state.schedules if state else ()) if each.name == name and each.is_running), None
+    )

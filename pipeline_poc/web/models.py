@@ -9,7 +9,7 @@ from pydantic.alias_generators import to_camel
 from pipeline_poc.control import Mode
 from pipeline_poc.health import Verdict
 from pipeline_poc.migration_queue import JobState
-from pipeline_poc.posts import INT_MAX
+from pipeline_poc.records import INT_MAX
 
 ExternalId = Annotated[int, Field(ge=1, le=INT_MAX)]
 _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -582,6 +582,8 @@ class CheckView(Answer):
 class Overview(Answer):
     """Everything that the status page shows; null stands for what a store that is away does not tell."""
 
+    entity: str
+    entities: list[str]
     at: datetime
     status: Verdict
     mode: Mode | None

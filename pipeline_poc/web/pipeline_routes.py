@@ -109,7 +109,7 @@ async def ingestion_stats(request: Request) -> models.IngestionStats:
     """Totals by state, the last run, failures since, and when the schedule ingests next."""
     context = context_of(request)
     snapshot, _ = await asyncio.gather(context.snapshot(), context.health(max_age_s=5.0))
-    next_at = next_ingestion(context.inspector.dagster_state)
+    next_at = next_ingestion(context)
     return views.ingestion_stats(snapshot.require_ledger(), context.census.tally, next_at)
 
 
@@ -262,7 +262,7 @@ async def trigger_migration(request: Request, idempotency_key: IdempotencyKey = 
             await asyncio.sleep(_TICK_PAUSE_S)
         return 200, models.MigrationTriggered(
             success=True,
-            message=tick.sentence(),
+            message=tick.sentence(services.entity.noun),
             adopted=adopted + tick.adopted,
             posts=tick.posts,
             jobs=tick.enqueued + tick.requeued + tick.freed,

@@ -12,10 +12,11 @@ import uvicorn
 from pipeline_poc.errors import SettingsError
 from pipeline_poc.health import Inspector
 from pipeline_poc.orchestration.ui import ui_app
+from pipeline_poc.posts import POSTS
 from pipeline_poc.settings import Settings
 from pipeline_poc.web.app import build
 from pipeline_poc.web.auth import check_binding
-from pipeline_poc.web.context import Context
+from pipeline_poc.web.context import contexts_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +66,12 @@ def serve(settings: Settings, workspace: Path) -> None:
     if "DAGSTER_HOME" not in os.environ and settings.dagster_home is None:
         raise SettingsError("DAGSTER_HOME is not set: it is the folder with Dagster's dagster.yaml and data")
     with ui_app(workspace) as ui:
-        context = Context(settings, ui)
+        contexts = contexts_of(settings, ui)
+        context = contexts[POSTS.name]
         try:
             logger.info("web server started", extra={"host": settings.web_host, "port": settings.web_port})
             config = uvicorn.Config(
-                build(context, ui, settings),
+                build(contexts, ui, settings),
                 host=settings.web_host,
                 port=settings.web_port,
                 log_config=None,
@@ -83,5 +85,6 @@ def serve(settings: Settings, workspace: Path) -> None:
             with suppress(KeyboardInterrupt):
                 Server(config, context.inspector, settings.web_drain_s).run()
         finally:
-            context.close()
+            for each in contexts.values():
+                each.close()
             logger.info("web server stopped")

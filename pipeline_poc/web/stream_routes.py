@@ -67,5 +67,5 @@ async def page() -> FileResponse:
 
 
 def _live(request: Request) -> Live:
-    live: Live = request.app.state.live
+    live: Live = request.app.state.lives[context_of(request).entity.name]
     return live

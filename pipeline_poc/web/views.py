@@ -19,8 +19,6 @@ from pipeline_poc.web.census import Tally
 from pipeline_poc.web.context import STALE_S
 from pipeline_poc.web.snapshot import LedgerPart, Snapshot
 
-INGEST_SCHEDULE = "ingest_every_ten_minutes"
-
 
 def post_counts(tally: Tally) -> models.PostCounts | None:
     """Return the conservation equation; None before the first count."""
@@ -197,6 +195,7 @@ def overview(
     health: Health,
     settings: Settings,
     *,
+    entity: str,
     source: models.SourceView,
     history: list[models.Sample],
 ) -> models.Overview:
@@ -208,6 +207,8 @@ def overview(
     counts = queue.counts if queue else None
     control = ledger.control if ledger else None
     return models.Overview(
+        entity=entity,
+        entities=list(settings.entities),
         at=snapshot.at,
         status=health.status,
         mode=control.mode if control else None,

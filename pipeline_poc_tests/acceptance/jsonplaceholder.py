@@ -68,12 +68,12 @@ class JsonPlaceholder:
     def __exit__(self, *_: object) -> None:
         self._stop()
 
-    def served(self) -> list[dict[str, Any]]:
-        """Return the posts that it serves."""
+    def served(self, entity: str = "posts") -> list[dict[str, Any]]:
+        """Return the records of an entity that it serves."""
         with requests.Session() as session:
             session.trust_env = False
-            posts: list[dict[str, Any]] = session.get(self.url, timeout=10).json()
-        return posts
+            records: list[dict[str, Any]] = session.get(self.url.replace("/posts", f"/{entity}"), timeout=10).json()
+        return records
 
     def change(self, post_id: int, **values: Any) -> None:
         """Change a post, and start again to serve it."""

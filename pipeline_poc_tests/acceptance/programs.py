@@ -22,10 +22,10 @@ TIMEOUT_S = 60.0
 STOP_S = 10.0
 """What is promised of `up`: so long after it was asked to stop every process is gone."""
 AUTOMATION = (
-    "ingest_every_ten_minutes",
-    "check_every_ten_minutes",
+    "ingest_posts_every_ten_minutes",
+    "check_posts_every_ten_minutes",
     "prune_every_night",
-    "enqueue_backlog",
+    "enqueue_posts",
     "send_alerts",
 )
 """The schedules and sensors, all of which run unasked."""

@@ -5,6 +5,7 @@ from typing import Any
 import click
 import pymongo
 import pytest
+from click.testing import CliRunner
 
 from pipeline_poc.cli import cli
 from pipeline_poc.stand_in import StandIn
@@ -75,6 +76,26 @@ def test_quarantine(served: Programs, stand_in: StandIn) -> None:
     gone = served.ask("quarantine", "list", "--discarded")["items"]
     assert {item["discarded"]["reason"] for item in gone} == {"test data"}
     assert "command line" in gone[0]["discarded"]["by"]
+
+
+def test_replay(served: Programs) -> None:
+    """What a replay did is shown in words as in JSON."""
+    served.ask("ingest")
+    served.ask("migrate")
+    done = served.ask("replay", "--from", "41", "--to", "45")
+    counted = {"dry_run": False, "selected": 5, "replayed": 5, "waiting": 0, "quarantined": 0, "batches": 1}
+    assert done == counted | {"duration_s": done["duration_s"]}
+    said = " ".join(served.run("replay", "--all", "--dry-run").out.split())
+    assert "dry run yes selected 95 replayed 0 waiting 5" in said
+
+
+@pytest.mark.parametrize(
+    "words", ["", "--ids x", "--ids 0", "--changed-since yesterday", "--changed-since 2026-01-31", "--all --from 1"]
+)
+def test_replays_that_are_not_clear(words: str) -> None:
+    """Which posts to replay must be said, in one way, by ids and times that there are."""
+    result = CliRunner().invoke(cli, ["replay", *words.split()])
+    assert result.exit_code == WRONG_USAGE, result.output
 
 
 def test_dead_letters(served: Programs) -> None:

@@ -1,9 +1,12 @@
 """The real API's own server, and MongoDB, Redis and MariaDB as servers: the pipeline as it is meant to run."""
 
+import json
 from typing import Any
 
 import pytest
 
+from pipeline_poc.entities import ENTITIES
+from pipeline_poc.records import Record
 from pipeline_poc_tests.acceptance.conftest import Stores
 from pipeline_poc_tests.acceptance.jsonplaceholder import JsonPlaceholder
 from pipeline_poc_tests.acceptance.programs import Programs
@@ -12,6 +15,7 @@ from pipeline_poc_tests.acceptance.programs import Programs
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(420)]
 
 FIELDS = ("id", "userId", "title", "body")
+SERVED = {"posts": 100, "comments": 500, "users": 10, "todos": 200, "albums": 100, "photos": 5000}
 
 
 def migrate(programs: Programs) -> dict[str, Any]:
@@ -55,3 +59,19 @@ def test_posts_arrive_identical_to_the_byte(
     assert changed["title"] == "changed at the source 🦀"
     assert changed["id"] == rows[0]["id"]
     assert changed["version"] > rows[0]["version"]
+
+
+def test_every_entity_arrives(on_servers: Programs, stores: Stores, jsonplaceholder_server: JsonPlaceholder) -> None:
+    """All that the real API serves gets to MariaDB through queue and workers, each value as it was served."""
+    on_servers.settings["source_url"] = jsonplaceholder_server.url
+    said = on_servers.run("up", "--once", "--json", entities=",".join(ENTITIES))
+    assert said.status == 0, said.said
+    outcomes = {one["entity"]: one for one in map(json.loads, said.out.splitlines())}
+    assert {name: one["ingestion"]["new"] for name, one in outcomes.items()} == SERVED
+    assert all(one["ok"] for one in outcomes.values())
+    for name, entity in ENTITIES.items():
+        served = [entity.parse(record) for record in jsonplaceholder_server.served(name)]
+        columns = ", ".join(f"`{column}`" for column in entity.stored_as.values())
+        with stores.sql() as cursor:
+            cursor.execute(f"SELECT {columns} FROM {entity.table} ORDER BY externalId")
+            assert cursor.fetchall() == tuple(record.content for record in served if isinstance(record, Record))

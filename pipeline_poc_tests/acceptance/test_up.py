@@ -5,16 +5,27 @@ import socket
 import sqlite3
 import time
 from contextlib import closing
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
+from dagster._core.remote_origin import RegisteredCodeLocationOrigin, RemoteInstigatorOrigin, RemoteRepositoryOrigin
+from dagster._core.scheduler.instigation import (
+    InstigatorState,
+    InstigatorStatus,
+    InstigatorType,
+    ScheduleInstigatorData,
+)
 
+from pipeline_poc.clock import utc_now
 from pipeline_poc.embedded import free_port
+from pipeline_poc.orchestration.instance import instance_of, prepare_home
 from pipeline_poc.stand_in import StandIn
 from pipeline_poc_tests.acceptance.programs import AUTOMATION, STOP_S, Programs, until
 from pipeline_poc_tests.conftest import Figures
+from pipeline_poc_tests.definitions import defs
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
@@ -42,7 +53,10 @@ class Ui:
             launchRun(executionParams: {selector: $selector}) {
                 ... on LaunchRunSuccess { run { runId } } ... on PythonError { message } } }"""
         launched = self.ask(launch, selector=self._repository | {"pipelineName": "ingest_posts"})["launchRun"]
-        run_id = launched["run"]["runId"]
+        return self.end_of(launched["run"]["runId"])
+
+    def end_of(self, run_id: str) -> str:
+        """Wait until a run ends; returns how."""
         query = "query ($id: ID!) { runOrError(runId: $id) { ... on Run { status } } }"
 
         def end() -> str | None:
@@ -60,6 +74,14 @@ class Ui:
         states = {schedule["name"]: schedule["scheduleState"] for schedule in found["schedules"]}
         states |= {sensor["name"]: sensor["sensorState"] for sensor in found["sensors"]}
         return {name: state["status"] for name, state in states.items()}
+
+    def ticks(self, kind: str, name: str) -> list[dict[str, Any]]:
+        """Return the completed ticks of a ``schedule`` or ``sensor``, the newest first."""
+        query = """query ($selector: %sSelector!) { %sOrError(%sSelector: $selector) { ... on %s {
+            %sState { ticks(limit: 5) { status runIds skipReason } } } } }"""
+        query %= (kind.title(), kind, kind, kind.title(), kind)
+        found = self.ask(query, selector=self._repository | {f"{kind}Name": name})[f"{kind}OrError"]
+        return [tick for tick in found[f"{kind}State"]["ticks"] if tick["status"] != "STARTED"]
 
     def materializations(self, asset: str) -> list[dict[str, Any]]:
         """Return the materializations of an asset, the newest first: run id and numbers."""
@@ -79,6 +101,22 @@ def rows(data_dir: Path) -> dict[int, str]:
             return dict(connection.execute("SELECT externalId, title FROM migrated_posts"))
     except sqlite3.OperationalError:  # Nobody has made it yet.
         return {}
+
+
+def let_miss(data_dir: Path, schedule: str) -> None:
+    """Let a schedule have missed a time while there was no daemon: the next one makes up for it at once."""
+    home = data_dir / "dagster"
+    prepare_home(home)
+    repository = RemoteRepositoryOrigin(RegisteredCodeLocationOrigin("pipeline_poc"), "__repository__")
+    since = (utc_now() - timedelta(minutes=10)).timestamp()
+    state = InstigatorState(
+        RemoteInstigatorOrigin(repository, schedule),
+        InstigatorType.SCHEDULE,
+        InstigatorStatus.DECLARED_IN_CODE,
+        ScheduleInstigatorData(defs.resolve_schedule_def(schedule).cron_schedule, since),
+    )
+    with instance_of(home) as instance:
+        instance.add_instigator_state(state)
 
 
 @pytest.fixture
@@ -129,6 +167,7 @@ def test_made_up_posts_never_reach_a_store_of_somebodys(programs: Programs, redi
 
 def test_up_shows_migrates_and_stops(programs: Programs, source: StandIn, port: int, measured: Figures) -> None:
     """`up` serves the UI, runs schedule, sensor and workers, brings changes through, and stops in 10 s."""
+    let_miss(programs.data_dir, "check_posts_every_ten_minutes")
     program = programs.start("up", web_port=port)
     migrated_s = program.wait_for("reconciliation     ok")
     answers_s = program.wait_for(f"http://localhost:{port}")
@@ -146,6 +185,11 @@ def test_up_shows_migrates_and_stops(programs: Programs, source: StandIn, port: 
     until(lambda: rows(programs.data_dir)[7] == "changed at the source", "the change arrives")
     arrived_s = time.monotonic() - changed_at
     assert programs.ask("reconcile")["migrated"] == 100
+
+    (tick,) = until(lambda: ui.ticks("schedule", "check_posts_every_ten_minutes"), "the schedule ticks")
+    assert (tick["status"], [ui.end_of(run_id) for run_id in tick["runIds"]]) == ("SUCCESS", ["SUCCESS"])
+    newest = ui.ticks("sensor", "enqueue_posts")[0]
+    assert (newest["status"], newest["runIds"], "outstanding" in newest["skipReason"]) == ("SKIPPED", [], True)
 
     second = programs.run("up", web_port=port)
     assert second.status == 3

@@ -14,9 +14,9 @@ from pipeline_poc.clock import utc_now
 from pipeline_poc.dead_letters import DeadLetters
 from pipeline_poc.desk import DiscardResult, Requeued, RequeuedBatches
 from pipeline_poc.ledger import Ledger
-from pipeline_poc.posts import RejectedRecord, reject
 from pipeline_poc.quarantine import Quarantine
 from pipeline_poc.raw_store import RawStore
+from pipeline_poc.records import RejectedRecord, reject
 from pipeline_poc.selection import Selection, SelectionError
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings

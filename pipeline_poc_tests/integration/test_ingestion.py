@@ -25,7 +25,7 @@ from pipeline_poc.errors import PipelineError, ServiceUnavailable, SourceAnswerE
 from pipeline_poc.health import inspect
 from pipeline_poc.ingestion import IngestionResult, take_over
 from pipeline_poc.ledger import Ledger
-from pipeline_poc.posts import SOURCE_FIELDS
+from pipeline_poc.posts import POSTS
 from pipeline_poc.raw_store import RawStore
 from pipeline_poc.services import Services
 from pipeline_poc.source import Answer, Source
@@ -146,8 +146,8 @@ def test_nasty_records(services: Services, stand_in: StandIn, database: Document
     for name, post in UNUSUAL_POSTS:
         document = database["posts"].find_one({"externalId": post["id"]})
         assert document is not None, name
-        stored = {key: document["externalId" if key == "id" else key] for key in SOURCE_FIELDS}
-        assert stored == {key: post[key] for key in SOURCE_FIELDS}, name
+        stored = {key: document["externalId" if key == "id" else key] for key in POSTS.stored_as}
+        assert stored == {key: post[key] for key in POSTS.stored_as}, name
 
 
 def test_a_bad_record_at_every_position(services: Services, database: Documents) -> None:

@@ -19,8 +19,8 @@ from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import PipelineError, ServiceUnavailable, TerminalError
 from pipeline_poc.ledger import Ledger
 from pipeline_poc.migration import MigrationResult
-from pipeline_poc.posts import StoredPost
 from pipeline_poc.raw_store import RawStore
+from pipeline_poc.records import StoredRecord
 from pipeline_poc.relational_store import RelationalStore
 from pipeline_poc.services import Services
 from pipeline_poc.stand_in import StandIn
@@ -128,7 +128,7 @@ def test_crash_between_transactions(services: Services, monkeypatch: pytest.Monk
     write_chunk = RelationalStore._write_chunk
     calls = 0
 
-    def die_on_second(store: RelationalStore, posts: list[StoredPost], at: str) -> None:
+    def die_on_second(store: RelationalStore, posts: list[StoredRecord], at: str) -> None:
         nonlocal calls
         calls += 1
         if calls == 2:

@@ -11,9 +11,10 @@ from pymongo.database import Database
 from pipeline_poc.chaos.servers import Mongo as MongoServer
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import ServiceUnavailable
-from pipeline_poc.posts import REASONS, RejectedRecord, parse, reject
+from pipeline_poc.posts import POSTS
 from pipeline_poc.quarantine import Quarantine
 from pipeline_poc.raw_store import RawStore
+from pipeline_poc.records import REASONS, RejectedRecord, reject
 from pipeline_poc.selection import PAGE_MAX, Selection, SelectionError
 from pipeline_poc.services import Services
 from pipeline_poc.stand_in import StandIn
@@ -33,7 +34,7 @@ def quarantine(services: Services) -> Quarantine:
 
 def rejected(**values: Any) -> RejectedRecord:
     """Return a record that is no post."""
-    found = parse(values)
+    found = POSTS.parse(values)
     assert isinstance(found, RejectedRecord)
     return found
 

@@ -16,8 +16,10 @@ from pipeline_poc.chaos.servers import Mongo as MongoServer
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import DataError, ServiceUnavailable, TransientError
 from pipeline_poc.mongo import Mongo
-from pipeline_poc.posts import reject
-from pipeline_poc.raw_store import FIELDS, RawStore, StoredVersion, _lookups
+from pipeline_poc.post_selection import PostSelection
+from pipeline_poc.posts import POSTS
+from pipeline_poc.raw_store import RawStore, _lookups, document_fields
+from pipeline_poc.records import INT_MAX, StoredVersion, reject
 from pipeline_poc.services import Services
 from pipeline_poc_tests.posts import hashed
 
@@ -33,11 +35,11 @@ def test_new_changed_unchanged(raw_store: RawStore, database: Documents) -> None
     assert known[1] == StoredVersion(hashed(1).content_hash, int(AT.timestamp() * 1000))
     stored = raw_store.store([hashed(1, "new"), hashed(3)], known, "two", AT)
     assert (stored.new, stored.changed, stored.unchanged) == (1, 1, 0)
-    assert [(post.external_id, post.title) for post in raw_store.posts_to_migrate("two")] == [(1, "new"), (3, "t")]
+    assert [(post.external_id, post.values[1]) for post in raw_store.posts_to_migrate("two")] == [(1, "new"), (3, "t")]
     assert [post.external_id for post in raw_store.posts_to_migrate("one")] == [2]
     document = database["posts"].find_one({"externalId": 1}, {"_id": False})
     assert document is not None
-    assert set(document) == set(FIELDS) - {"quarantine"}
+    assert set(document) == set(document_fields(POSTS)) - {"quarantine"}
     assert (document["ingestedAt"], document["version"]) == (AT, int(AT.timestamp() * 1000) + 1)
 
 
@@ -249,3 +251,24 @@ def test_times_are_aware(raw_store: RawStore) -> None:
     assert post.ingested_at == now
     assert post.ingested_at.utcoffset() == timedelta(0)
     assert pymongo.version_tuple >= (4, 15)
+
+
+def test_a_dense_range_behind_a_gap(raw_store: RawStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However ids are spread, all are streamed in order, and no more than a few of them are held at once."""
+    monkeypatch.setattr("pipeline_poc.raw_store._PART", 5)
+    ids = [*range(1, 8), *range(1_000_000, 1_000_040), 2_000_000_000]
+    raw_store.store([hashed(external_id) for external_id in ids], {}, "one", AT)
+    read, held = raw_store._read, list[int]()
+
+    def noted(ids: dict[str, Any], limit: int = 0) -> list[dict[str, Any]]:
+        found = read(ids, limit)
+        held.append(len(found))
+        return found
+
+    monkeypatch.setattr(raw_store, "_read", noted)
+    assert [state.external_id for state in raw_store.states()] == ids
+    assert max(held) == 10
+    for first, last in ((7, 1_000_003), (None, 6), (1_000_039, None)):
+        wanted = [i for i in ids if (first or 1) <= i <= (last or INT_MAX)]
+        found = raw_store.documents(PostSelection(from_id=first, to_id=last))
+        assert [document["externalId"] for document in found] == wanted

@@ -3,16 +3,19 @@
 import threading
 import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
 from pymongo.database import Database
 
 from pipeline_poc import reconciliation
 from pipeline_poc.clock import utc_now
 from pipeline_poc.raw_store import PostState, RawStore
-from pipeline_poc.reconciliation import FAULTS, reconcile
+from pipeline_poc.reconciliation import FAULTS, reconcile, spread
 from pipeline_poc.relational_store import RelationalStore, RowState
 from pipeline_poc.services import Services
 from pipeline_poc.stand_in import StandIn
@@ -257,3 +260,28 @@ def test_reading_rows_and_posts_is_flat(services: Services, stand_in: StandIn) -
     finally:
         tracemalloc.stop()
     assert peak < 1_000_000
+
+
+@given(first=st.integers(1, 50), count=st.integers(0, 30_000), size=st.integers(1, 3000))
+def test_a_sample_is_spread(first: int, count: int, size: int) -> None:
+    """A sample has about the size asked for, each id once at most and ascending, and comes from all over the range."""
+    ids = range(first, first + count)
+    parts = spread(ids, size)
+    sampled = [external_id for part in parts for external_id in part]
+    assert sampled == sorted(set(sampled))
+    assert set(sampled) <= set(ids)
+    if count <= size:
+        assert sampled == [*ids]
+    else:
+        assert size / 2 <= len(sampled) <= 1.5 * size
+        assert max(b - a for a, b in pairwise([first, *sampled, first + count])) <= 3 * count / len(parts)
+
+
+def test_a_sample_compares_with_rows(migrated: Services, sql: sa.Engine) -> None:
+    """A sample finds what is wrong with the ids in it, rows without a post included, and versions that are too old."""
+    execute(sql, "DELETE FROM migrated_posts WHERE externalId = 3")
+    execute(sql, "UPDATE migrated_posts SET version = version - 1 WHERE externalId = 4")
+    result = migrated.reconcile_sample(100)
+    assert (result.stored, result.rows, result.faults["missing"], result.outdated) == (100, 99, [3], [4])
+    assert 10 <= migrated.reconcile_sample(10).stored < 30
+    assert migrated.last_reconciliation().state == "none"

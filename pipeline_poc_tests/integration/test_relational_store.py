@@ -21,7 +21,8 @@ from pipeline_poc import migrations, relational_store, table
 from pipeline_poc.chaos.servers import MariaDB
 from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import SchemaError, ServiceUnavailable, SettingsError
-from pipeline_poc.posts import Post, StoredPost, content_hash
+from pipeline_poc.posts import POSTS, Post
+from pipeline_poc.records import StoredRecord, content_hash
 from pipeline_poc.relational_store import SCHEMA_VERSION, RelationalStore
 from pipeline_poc.table import metadata, migrated_posts
 from pipeline_poc.testing import UNUSUAL_POSTS
@@ -129,7 +130,7 @@ def test_a_newer_version_keeps_the_beginning(store: RelationalStore, engine: sa.
     """A newer version replaces content and migratedAt, but neither the key nor ingestedAt and createdAt."""
     store.write([stored(1, "old")], AT)
     [before] = rows(engine)
-    later = StoredPost(1, 2, "new", "text", "f" * 32, 2, AT)
+    later = StoredRecord(1, (2, "new", "text"), "f" * 32, 2, AT)
     store.write([later], AT + timedelta(days=1))
     [after] = rows(engine)
     kept = ("id", "externalId", "ingestedAt", "createdAt")
@@ -143,7 +144,7 @@ def test_a_newer_version_keeps_the_beginning(store: RelationalStore, engine: sa.
 @pytest.mark.parametrize("bad", [{0}, {4}, {8}, {0, 8}, {3, 4}, set(range(9))], ids=str)
 def test_bad_posts_stop_only_themselves(store: RelationalStore, bad: set[int]) -> None:
     """Posts that the store refuses are named with a reason, wherever they stand; all others are committed."""
-    refusable = StoredPost(1, 1, "t", None, "0" * 32, 1, LONG_AGO)  # type: ignore[arg-type]
+    refusable = StoredRecord(1, (1, "t", None), "0" * 32, 1, LONG_AGO)
     posts = [stored(i) if i not in bad else _with_id(refusable, i) for i in range(9)]
     refused = store.write(posts, AT)
     assert set(refused) == bad
@@ -153,20 +154,20 @@ def test_bad_posts_stop_only_themselves(store: RelationalStore, bad: set[int]) -
     assert [row.external_id for row in store.rows()] == [i for i in range(9) if i not in bad]
 
 
-def _with_id(post: StoredPost, external_id: int) -> StoredPost:
-    return StoredPost(external_id, 1, post.title, post.body, post.content_hash, 1, post.ingested_at)
+def _with_id(post: StoredRecord, external_id: int) -> StoredRecord:
+    return StoredRecord(external_id, post.values, post.content_hash, 1, post.ingested_at)
 
 
 @pytest.mark.parametrize(
     ("post", "code"),
     [
         (stored(1, "t", "x" * 65_536), "relational_1406"),
-        (StoredPost(1, 2**31, "t", "b", "0" * 32, 1, LONG_AGO), "relational_1264"),
+        (StoredRecord(1, (2**31, "t", "b"), "0" * 32, 1, LONG_AGO), "relational_1264"),
         (stored(1, "t", "b", version=2**63), "relational_1264"),
     ],
     ids=["too long", "out of range", "version out of range"],
 )
-def test_strict_mode(sql_url: str, post: StoredPost, code: str) -> None:
+def test_strict_mode(sql_url: str, post: StoredRecord, code: str) -> None:
     """MariaDB refuses what doesn't fit instead of cutting it, and the neighbours go on."""
     store = RelationalStore(sql_url, timeout_s=5)
     store.ensure_schema()
@@ -177,7 +178,7 @@ def test_strict_mode(sql_url: str, post: StoredPost, code: str) -> None:
 
 def test_lone_surrogate_is_refused(store: RelationalStore) -> None:
     """Text that UTF-8 can't encode is refused as data, not taken for an outage."""
-    bad = StoredPost(2, 1, "\ud800", "b", "0" * 32, 1, LONG_AGO)
+    bad = StoredRecord(2, (1, "\ud800", "b"), "0" * 32, 1, LONG_AGO)
     refused = store.write([stored(1), bad, stored(3)], AT)
     assert {i: reason[0] for i, reason in refused.items()} == {2: "relational_encoding"}
     assert [row.external_id for row in store.rows()] == [1, 3]
@@ -187,11 +188,11 @@ def test_unusual_posts_round_trip(store: RelationalStore) -> None:
     """Emoji, NUL, quotes, white space, 65,535 bytes and the largest ids come back as they were."""
     posts = [Post.model_validate(post) for _, post in UNUSUAL_POSTS]
     rows = [
-        StoredPost(p.external_id, p.user_id, p.title, p.body, f"{p.external_id:032}", 1, LONG_AGO)
+        StoredRecord(p.external_id, p.content[1:], f"{p.external_id:032}", 1, LONG_AGO)
         for p in sorted(posts, key=lambda post: post.external_id)
     ]
     assert store.write(rows, AT) == {}
-    expected = {p.external_id: content_hash(p.external_id, p.user_id, p.title, p.body) for p in posts}
+    expected = {p.external_id: content_hash(*p.content) for p in posts}
     assert {row.external_id: row.content_hash for row in store.rows()} == expected
 
 
@@ -215,8 +216,8 @@ def test_long_posts_share_no_statement(store: RelationalStore, monkeypatch: pyte
 
 def test_values_of_other_types(store: RelationalStore) -> None:
     """What somebody else put into a document is written as the driver does it, or refused, and harms no neighbour."""
-    number = StoredPost(2, 1, 17, "b", "0" * 32, 1, LONG_AGO)  # type: ignore[arg-type]
-    text = StoredPost(3, "1), (4, 1", "t", "b", "0" * 32, 1, LONG_AGO)  # type: ignore[arg-type]
+    number = StoredRecord(2, (1, 17, "b"), "0" * 32, 1, LONG_AGO)
+    text = StoredRecord(3, ("1), (4, 1", "t", "b"), "0" * 32, 1, LONG_AGO)
     refused = store.write([stored(1), number, text, stored(5)], AT)
     assert set(refused) <= {3}
     assert [row.external_id for row in store.rows()] == [i for i in (1, 2, 3, 5) if i not in refused]
@@ -234,7 +235,7 @@ def test_upsert_text() -> None:
     """MySQL 8 gets a row alias, MariaDB and SQLite their own words; the guard's column is assigned last."""
     eight, maria = mysql.dialect(paramstyle="format"), mysql.dialect(is_mariadb=True, paramstyle="format")
     eight._requires_alias_for_on_duplicate_key = True  # What the first connection to MySQL 8.0.20 and later sets.
-    text = table.upsert_sql(eight)
+    text = table.upsert_sql(POSTS, eight)
     assert "AS new ON DUPLICATE KEY UPDATE" in text
     assert "VALUES(" not in text
     assert text.count("%s") == 8
@@ -243,13 +244,13 @@ def test_upsert_text() -> None:
         "new.version, migrated_posts.version)"
     )
     assert "`ingestedAt` = " not in text
-    text = table.upsert_sql(maria)
+    text = table.upsert_sql(POSTS, maria)
     assert "AS new" not in text
     assert text.endswith(
         "IF(migrated_posts.version IS NULL OR VALUES(version) > migrated_posts.version, "
         "VALUES(version), migrated_posts.version)"
     )
-    text = table.upsert_sql(sqlite.dialect())
+    text = table.upsert_sql(POSTS, sqlite.dialect())
     assert "ON CONFLICT" in text
     assert text.endswith("WHERE migrated_posts.version IS NULL OR excluded.version > migrated_posts.version")
 
@@ -306,7 +307,7 @@ def test_models_are_the_schema(store: RelationalStore, engine: sa.Engine) -> Non
 
 def test_every_column_is_described() -> None:
     """Each column has a type and a meaning, in the table's order."""
-    assert list(table.COLUMNS) == list(table.column_types())
+    assert all(column.doc for column in table.migrated_posts.columns)
 
 
 def test_two_processes_migrate_the_schema(any_sql_url: str) -> None:

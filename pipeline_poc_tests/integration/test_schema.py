@@ -18,6 +18,7 @@ from pipeline_poc.errors import SchemaError
 from pipeline_poc.health import inspect
 from pipeline_poc.mongo import Mongo
 from pipeline_poc.mongo_schema import MongoSchema, validator
+from pipeline_poc.posts import POSTS
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
 from pipeline_poc.stand_in import StandIn
@@ -151,7 +152,7 @@ def test_the_validator_tells_posts_from_others(services: Services, stand_in: Sta
     posts.update_one({"externalId": 2}, {"$set": {"quarantine": {"code": "c", "message": "m", "at": utc_now()}}})
     of_replaced = {"externalId": 1001, "userId": 1, "title": "t", "body": "b", "ingestedAt": utc_now(), "__v": 0}
     posts.insert_one(of_replaced | {"migrated": False, "migratedAt": None})
-    assert posts.count_documents({"$nor": [validator()]}) == 0
+    assert posts.count_documents({"$nor": [validator(POSTS)]}) == 0
 
     shift = 2000
     others = [post for post in LEGACY if "text" in post.values() or "yesterday" in post.values()]
@@ -160,7 +161,7 @@ def test_the_validator_tells_posts_from_others(services: Services, stand_in: Sta
         posts.insert_one(post | {"externalId": post["externalId"] + shift})
     posts.insert_one({"_id": "no post at all"})
     posts.update_one({"externalId": 3}, {"$set": {"title": 7}})
-    assert posts.count_documents({"$nor": [validator()]}) == len(others) + 2
+    assert posts.count_documents({"$nor": [validator(POSTS)]}) == len(others) + 2
     while services.adopt():  # Quarantines what is no post, in documents that don't fit.
         pass
     assert posts.count_documents({"quarantine.code": {"$in": ["null_field", "missing_field", "wrong_type"]}}) == 5
@@ -172,7 +173,7 @@ def test_a_server_without_validators(
     """Where a server takes none, that is said, and all the rest is set up."""
     # This server takes them: one that it can't read stands for those of a server that reads none.
     refused = {"$jsonSchema": {"bsonType": "nonsense"}}
-    monkeypatch.setattr(mongo_schema, "validator", lambda: refused)
+    monkeypatch.setattr(mongo_schema, "validator", lambda _: refused)
     monkeypatch.setattr(mongo_schema, "_NOT_TAKEN", {2, 9})
     done = mongodb_schema.upgrade()
     assert done.after.verdict == "current"

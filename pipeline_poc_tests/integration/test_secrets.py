@@ -17,13 +17,13 @@ from dagster._serdes import serialize_value
 from starlette.applications import Starlette
 
 from pipeline_poc.chaos.servers import MariaDB
-from pipeline_poc.definitions import defs
 from pipeline_poc.errors import PipelineError, ServiceUnavailable
 from pipeline_poc.logs import configure_logging
 from pipeline_poc.orchestration.resources import close_services
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings, load_settings
 from pipeline_poc.web.auth import hash_of
+from pipeline_poc_tests.definitions import defs
 from pipeline_poc_tests.web.serving import served
 
 MARK = "S3CR3T"

@@ -25,7 +25,7 @@ from pipeline_poc.ledger import Ledger
 from pipeline_poc.migration_queue import JOB_FUNCTION, MigrationQueue
 from pipeline_poc.migration_worker import MigrationWorker
 from pipeline_poc.orchestration.reporting import Reporter
-from pipeline_poc.posts import StoredPost
+from pipeline_poc.records import StoredRecord
 from pipeline_poc.relational_store import RelationalStore
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
@@ -269,7 +269,7 @@ def test_an_unknown_error_is_retried_then_buried(
     bad = services.ledger.batches("open")[3].id
     write = RelationalStore.write
 
-    def fail_on_one(store: RelationalStore, posts: list[StoredPost], at: datetime) -> Any:
+    def fail_on_one(store: RelationalStore, posts: list[StoredRecord], at: datetime) -> Any:
         return 1 / 0 if posts[0].external_id == 31 else write(store, posts, at)
 
     monkeypatch.setattr(RelationalStore, "write", fail_on_one)

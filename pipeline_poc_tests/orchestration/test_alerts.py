@@ -19,12 +19,12 @@ from dagster._core.definitions.freshness import FreshnessState, FreshnessStateCh
 
 from pipeline_poc import clock
 from pipeline_poc.chaos.servers import Redis
-from pipeline_poc.definitions import defs
 from pipeline_poc.health import Check, Health
 from pipeline_poc.orchestration import alerts
 from pipeline_poc.orchestration.alerts import KINDS, AlertNotTakenError, Findings, send_alerts
 from pipeline_poc.services import Services
 from pipeline_poc.stand_in import StandIn
+from pipeline_poc_tests.definitions import defs
 from pipeline_poc_tests.unit.test_monitoring import ALERTS
 from pipeline_poc_tests.webhook import Webhook, webhook
 

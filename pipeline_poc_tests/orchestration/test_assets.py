@@ -1,17 +1,20 @@
 """The assets on real stores: the same use cases as worker and command line, with numbers for people."""
 
+import re
 import threading
 from collections.abc import Iterator
+from importlib.metadata import version
 from typing import Any, cast
 
 import pytest
-from dagster import DagsterInstance, ExecuteInProcessResult, TableMetadataValue
+from dagster import AssetKey, DagsterInstance, ExecuteInProcessResult, TableMetadataValue
 from pymongo.database import Database
 
-from pipeline_poc.definitions import defs
+from pipeline_poc.orchestration import io_managers
 from pipeline_poc.relational_store import RelationalStore, RowState
 from pipeline_poc.services import Services
 from pipeline_poc.stand_in import StandIn
+from pipeline_poc_tests.definitions import defs
 from pipeline_poc_tests.integration.conftest import database
 
 __all__ = ["database"]
@@ -26,6 +29,12 @@ def metadata(result: ExecuteInProcessResult, asset: str) -> dict[str, Any]:
     """Return the metadata of the asset's materialization."""
     [materialization] = result.asset_materializations_for_node(asset)
     return {name: value.value for name, value in materialization.metadata.items()}
+
+
+def story(result: ExecuteInProcessResult, instance: DagsterInstance) -> list[str]:
+    """Return what the assets log in a run, in order."""
+    entries = instance.all_logs(result.run_id)
+    return [entry.user_message for entry in entries if not entry.is_dagster_event and entry.step_key]
 
 
 def test_ingest_then_migrate(pipeline: Services, instance: DagsterInstance) -> None:
@@ -51,6 +60,51 @@ def test_ingest_then_migrate(pipeline: Services, instance: DagsterInstance) -> N
     assert {"lag_s", "duration_s", "posts_per_s"} <= set(shown)
     reconciliation = pipeline.reconcile()
     assert (reconciliation.ok, reconciliation.migrated) == (True, 100)
+
+
+def test_runs_tell_their_story(
+    pipeline: Services, stand_in: StandIn, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's log says what happens, in order, with progress now and then; its tags name the source and the version."""
+    monkeypatch.setattr(io_managers, "PROGRESS_S", 0.0)
+    result = run("ingest_posts", instance)
+    begin, answer, *progress, end = story(result, instance)
+    assert begin == f"ingesting {stand_in.url}"
+    assert re.fullmatch(r"the source answered within 0\.\d{3} s: 100 records", answer)
+    assert (progress[0], progress[-1]) == ("stored 10 of 100 records", "stored 100 of 100 records")
+    assert end == "100 new, 0 changed, 0 unchanged, 0 quarantined; 100 wait to be migrated"
+    found = instance.get_run_by_id(result.run_id)
+    assert found
+    assert found.tags["pipeline_poc/source"] == stand_in.url
+    assert found.tags["pipeline_poc/version"] == version("pipeline-poc")
+
+    result = run("migrate_posts", instance)
+    begin, *progress, end = story(result, instance)
+    assert begin == "about 100 posts wait in 10 batches"
+    assert len(progress) == 10
+    assert progress[0].startswith("wrote 10 of about 100 posts, lately batch ")
+    assert end == "migrated 100 posts in 10 batches, quarantined 0"
+
+    monkeypatch.undo()
+    begin, answer, end = story(run("ingest_posts", instance), instance)
+    assert answer.endswith(" s: nothing has changed")
+
+
+def test_the_source_is_observed(pipeline: Services, stand_in: StandIn, instance: DagsterInstance) -> None:
+    """An ingestion tells what it saw of the source, without a request more; what it did not see is left out."""
+    seen = []
+    for _ in range(2):
+        hits = stand_in.hits
+        run("ingest_posts", instance)
+        assert stand_in.hits == hits + 1
+        [record] = instance.fetch_observations(AssetKey("jsonplaceholder_posts"), limit=1).records
+        assert record.asset_observation
+        seen.append({name: value.value for name, value in record.asset_observation.metadata.items()})
+    first, second = seen
+    assert (first["count"], first["not_modified"], first["url"]) == (100, False, stand_in.url)
+    assert cast(float, first["latency_s"]) > 0
+    assert first["etag"]
+    assert (second["not_modified"], second["etag"], "count" in second) == (True, first["etag"], False)
 
 
 def test_again(pipeline: Services, instance: DagsterInstance) -> None:

@@ -2,23 +2,24 @@
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from dagster import AssetCheckEvaluation, AssetCheckSeverity, DagsterInstance
+from dagster import AssetCheckEvaluation, AssetCheckKey, AssetCheckSeverity, AssetKey, DagsterInstance
 from pymongo.database import Database
 from rq.job import Job
+from sqlalchemy import Engine, text
 
-from pipeline_poc import clock
+from pipeline_poc import clock, reconciliation
 from pipeline_poc.chaos.servers import Mongo
 from pipeline_poc.clock import utc_now
-from pipeline_poc.definitions import defs
 from pipeline_poc.errors import PipelineError
 from pipeline_poc.services import Services
 from pipeline_poc.stand_in import StandIn
-from pipeline_poc_tests.integration.conftest import database, job, queue
+from pipeline_poc_tests.definitions import defs
+from pipeline_poc_tests.integration.conftest import database, job, queue, sql
 
-__all__ = ["database", "job", "queue"]
+__all__ = ["database", "job", "queue", "sql"]
 
 
 @pytest.fixture
@@ -29,18 +30,24 @@ def move_clock() -> Iterator[Callable[[float], None]]:
 
 
 @pytest.fixture
-def check(pipeline: Services, instance: DagsterInstance) -> Callable[[], dict[str, AssetCheckEvaluation]]:
-    """Evaluates all checks, as the schedule does, without materializing anything."""
+def check(pipeline: Services, instance: DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> "Check":
+    """Evaluates all checks, as the schedule does, without materializing anything; takes config of the comparison."""
+    monkeypatch.setattr(reconciliation, "_SECOND_LOOK_AFTER_S", 0.01)
 
-    def evaluate() -> dict[str, AssetCheckEvaluation]:
-        result = defs.resolve_job_def("check_posts").execute_in_process(instance=instance)
+    def evaluate(**config: Any) -> dict[str, AssetCheckEvaluation]:
+        job = defs.resolve_job_def("check_posts")
+        run_config = {"ops": {"migrated_posts_checks": {"config": config}}}
+        result = job.execute_in_process(instance=instance, run_config=run_config, raise_on_error=False)
         assert not result.get_asset_materialization_events()
-        return {found.check_name: found for found in result.get_asset_check_evaluations()}
+        found = {evaluation.check_name: evaluation for evaluation in result.get_asset_check_evaluations()}
+        # One that blocks fails its run.
+        assert result.success == (found["unique_ids"].passed or found["unique_ids"].severity == WARN)
+        return found
 
     return evaluate
 
 
-Check = Callable[[], dict[str, AssetCheckEvaluation]]
+Check = Callable[..., dict[str, AssetCheckEvaluation]]
 
 
 def failing(found: dict[str, AssetCheckEvaluation]) -> dict[str, AssetCheckSeverity]:
@@ -72,6 +79,124 @@ def test_all_is_well(pipeline: Services, check: Check) -> None:
     found = check()
     assert failing(found) == {}
     assert (numbers(found["lag"])["lag_s"], numbers(found["lag"])["oldest_batch"]) == (0.0, "none")
+    assert len(found) == 11
+    assert numbers(found["conservation"]) == {
+        "stored": 100,
+        "migrated": 100,
+        "backlog": 0,
+        "quarantined": 0,
+        "rows": 100,
+    }
+    assert numbers(found["content_matches"])["posts_compared"] == 100
+    assert numbers(found["documents_fit"])["ids_looked_at"] == 100
+
+
+def test_how_much_is_compared(pipeline: Services, check: Check) -> None:
+    """The comparison takes a sample of the size that the config names, or everything, whose outcome is kept."""
+    pipeline.ingest()
+    pipeline.migrate()
+    found = numbers(check(sample_size=10)["content_matches"])
+    assert (found["posts_compared"], found["rows_compared"]) == (10, 10)
+    assert pipeline.last_reconciliation().state == "none"
+    assert numbers(check(compare="all", sample_size=10)["content_matches"])["posts_compared"] == 100
+    assert (pipeline.last_reconciliation().summary or {})["stored"] == 100
+
+
+def test_stores_that_disagree(pipeline: Services, check: Check, sql: Engine) -> None:
+    """Lost, changed, older and foreign rows are errors, with their ids and the way to a post's passport."""
+    pipeline.ingest()
+    pipeline.migrate()
+    with sql.begin() as connection:
+        for statement in (
+            "DELETE FROM migrated_posts WHERE externalId IN (7, 70)",
+            "UPDATE migrated_posts SET title = 'another' WHERE externalId = 8",
+            "UPDATE migrated_posts SET version = version - 1 WHERE externalId = 9",
+        ):
+            connection.execute(text(statement))
+    found = check()
+    assert failing(found) == dict.fromkeys(("conservation", "content_matches", "no_stale_rows"), ERROR)
+    assert str(found["conservation"].description).startswith("2 posts are flagged migrated and have no row; ")
+    assert str(found["content_matches"].description).startswith("2 missing, such as 7, 70; 1 stale, such as 8; ")
+    shown = numbers(found["content_matches"])
+    assert (shown["ids"], shown["passport"]) == ({"missing": [7, 70], "stale": [8]}, "/posts/7")
+    shown = numbers(found["no_stale_rows"])
+    assert (shown["stale_rows"], shown["ids"], shown["passport"]) == (1, ["9"], "/posts/9")
+    pipeline.repair()
+    pipeline.adopt()
+    pipeline.migrate()
+    assert failing(check()) == {"no_stale_rows": ERROR}
+    with sql.begin() as connection:
+        connection.execute(text("UPDATE migrated_posts SET externalId = 1000 + externalId WHERE externalId = 9"))
+        copied = "userId, title, body, ingestedAt, migratedAt"
+        wanted = f"SELECT 2000 + externalId, {copied} FROM migrated_posts WHERE externalId < 3"
+        connection.execute(text(f"INSERT INTO migrated_posts (externalId, {copied}) {wanted}"))
+    found = check()
+    assert str(found["conservation"].description).startswith("2 rows have no post; ")
+    assert failing(found) == dict.fromkeys(("conservation", "content_matches"), ERROR)
+
+
+def test_documents(
+    pipeline: Services, check: Check, instance: DagsterInstance, database: Database[dict[str, Any]]
+) -> None:
+    """Documents of another shape are a warning; an id that comes twice is an error, and blocks the migration."""
+    pipeline.ingest()
+    pipeline.migrate()
+    posts = database["posts"]
+    posts.update_one({"externalId": 7}, {"$set": {"title": 7}})
+    posts.insert_one({"externalId": "eight"})
+    found = check()
+    assert found["documents_fit"].severity == WARN
+    shown = numbers(found["documents_fit"])
+    assert (found["documents_fit"].passed, shown["misfits"], shown["passport"]) == (False, 2, "/posts/7")
+    assert set(cast(list[str], shown["ids"])) == {"7", "eight"}
+    assert found["unique_ids"].passed
+    # Put aside, it is known.
+    pipeline.adopt()
+    posts.delete_one({"externalId": 7})
+    assert check()["documents_fit"].passed
+
+    posts.drop_index("externalId_1")
+    found = check()
+    assert (found["unique_ids"].passed, found["unique_ids"].severity) == (False, WARN)
+    document = posts.find_one({"externalId": 9}, {"_id": False})
+    assert document
+    posts.insert_one(document)
+    found = check()
+    assert (found["unique_ids"].passed, found["unique_ids"].severity) == (False, ERROR)
+    assert numbers(found["unique_ids"])["ids"] == ["9"]
+    everything = defs.resolve_implicit_global_asset_job_def()
+    result = everything.execute_in_process(instance=instance, raise_on_error=False)
+    assert [event.asset_key for event in result.get_asset_materialization_events()] == [AssetKey("raw_posts")]
+
+
+def test_a_source_that_changes(pipeline: Services, check: Check, stand_in: StandIn) -> None:
+    """Fields that come or go, and many bad records, are warnings, also once the answer is the same again."""
+    found = check()
+    assert {name: found[name].description for name in ("quarantine_rate", "source_schema")} == dict.fromkeys(
+        ("quarantine_rate", "source_schema"), "no answer of the source was looked at yet"
+    )
+    stand_in.posts = {i: {"id": i, "userId": 1, "body": "", "$a.b\ud800": 1} for i in range(1, 21)}
+    for _ in range(2):
+        pipeline.ingest()
+        found = check()
+        assert failing(found) == {"quarantine_rate": WARN, "source_schema": WARN}
+        assert str(found["source_schema"].description) == (
+            "fields that a post does not have: $a.b\\ud800; fields that have vanished: title"
+        )
+        shown = numbers(found["source_schema"])
+        assert (shown["unknown_fields"], shown["missing_fields"]) == ({"$a.b\\ud800": 20}, {"title": 20})
+        shown = numbers(found["quarantine_rate"])
+        assert (shown["share_of_last_answer"], shown["waiting"], shown["reasons"]) == (0.2, 20, {"missing_field": 20})
+    stand_in.posts = {}
+    pipeline.ingest()
+    found = check()
+    assert found["source_schema"].passed
+    assert str(found["quarantine_rate"].description).endswith("% of all records ever served were quarantined")
+    stand_in.posts = {i: {"id": i} for i in range(1, 101)}
+    with pytest.raises(PipelineError):
+        pipeline.ingest()
+    described = str(check()["source_schema"].description)
+    assert described == "fields that have vanished: body, title, userId"
 
 
 @pytest.mark.parametrize(("lag_s", "severity"), [(901, WARN), (3601, ERROR)])
@@ -111,7 +236,7 @@ def test_a_source_that_serves_nothing(pipeline: Services, instance: DagsterInsta
     pipeline.ingest()
     stand_in.behaviour = {"n": "0"}
     result = defs.resolve_job_def("ingest_posts").execute_in_process(instance=instance)
-    [evaluation] = result.get_asset_check_evaluations()
+    [evaluation] = [each for each in result.get_asset_check_evaluations() if each.check_name == "last_ingestion"]
     assert (evaluation.passed, evaluation.severity) == (False, WARN)
     assert evaluation.description == "the source served nothing, though posts of it are stored"
     [materialization] = result.asset_materializations_for_node("raw_posts")
@@ -160,7 +285,7 @@ def test_forgotten_posts(pipeline: Services, check: Check, database: Database[di
     pipeline.ingest()
     database["batches"].delete_many({})
     found = check()
-    assert failing(found) == {"nothing_is_stuck": ERROR}
+    assert failing(found) == {"nothing_is_stuck": ERROR, "content_matches": ERROR}
     assert numbers(found["nothing_is_stuck"])["forgotten_posts"] == 100
     pipeline.repair()
     pipeline.adopt()
@@ -174,7 +299,8 @@ def test_an_outage_fails_the_run(pipeline: Services, instance: DagsterInstance, 
     pipeline.ingest()
     mongo.kill()
     # One of them will do: each waits for the server until it gives up.
-    job = defs.resolve_job_def("check_posts").get_subset(op_selection=["migrated_posts_lag"])
+    lag = AssetCheckKey(AssetKey("migrated_posts"), "lag")
+    job = defs.resolve_job_def("check_posts").get_subset(asset_check_selection={lag})
     result = job.execute_in_process(instance=instance, raise_on_error=False)
     mongo.start()
     assert not result.success

@@ -1,9 +1,12 @@
 """Dagster's storage as production has it: in MySQL, bounded in time, and pruned."""
 
+import logging
 import shutil
+import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pymysql
@@ -30,18 +33,20 @@ from dagster._core.storage.local_compute_log_manager import LocalComputeLogManag
 from dagster._core.storage.runs.sql_run_storage import SqlRunStorage
 from dagster._core.test_utils import freeze_time
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
+from dagster._grpc.server import DagsterApiServer
 from sqlalchemy import text
 
 from pipeline_poc.chaos.servers import MariaDB
-from pipeline_poc.definitions import defs
 from pipeline_poc.migration import MigrationResult
-from pipeline_poc.orchestration import pruning
-from pipeline_poc.orchestration.automation import ingest_every_ten_minutes
+from pipeline_poc.orchestration import code_server, pruning
 from pipeline_poc.orchestration.instance import ingest_in_process
 from pipeline_poc.orchestration.pruning import Pruned, prune
 from pipeline_poc.orchestration.reporting import Reporter
+from pipeline_poc.posts import POSTS
 from pipeline_poc.services import Services
+from pipeline_poc_tests.acceptance.programs import until
 from pipeline_poc_tests.conftest import Figures
+from pipeline_poc_tests.definitions import defs
 
 ROOT = Path(__file__).parents[2]
 DAY = timedelta(days=1)
@@ -79,14 +84,14 @@ def test_production(pipeline: Services, production_home: Path) -> None:
         assert instance.run_monitoring_enabled
         assert instance.freshness_enabled
 
-        assert ingest_in_process(defs, instance)["new"] == 100
+        assert ingest_in_process(defs, POSTS, instance)["new"] == 100
         with Reporter(production_home) as reporter:
             reporter.add(MigrationResult(batches=1, migrated=100))
         for name in ("raw_posts", "migrated_posts"):
             assert instance.get_latest_materialization_event(AssetKey(name))
 
         with build_schedule_context(instance=instance) as context:
-            assert isinstance(ingest_every_ten_minutes(context), RunRequest)
+            assert isinstance(defs.resolve_schedule_def("ingest_posts_every_ten_minutes")(context), RunRequest)
         tick = TickData("origin", "an_hour_ago", InstigatorType.SCHEDULE, TickStatus.SKIPPED, START.timestamp(), None)
         instance.create_tick(tick)
         assert [found.timestamp for found in instance.get_ticks("origin", "an_hour_ago")] == [START.timestamp()]
@@ -145,6 +150,32 @@ def test_no_call_waits_for_ever(production_home: Path, mariadb: MariaDB, monkeyp
             mariadb.kill()
             mariadb.start()
             assert instance.get_runs_count() == 0
+
+
+def test_a_code_server_outlives_an_outage(
+    production_home: Path, mariadb: MariaDB, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run ends while the storage is away: once that is back, the server that was asked to stop does so."""
+    monkeypatch.setattr(code_server, "_PAUSE_S", 0.1)
+    code_server.outlive_outages()
+    with DagsterInstance.from_config(str(production_home)) as instance:
+        reference = instance.get_ref()
+    server: Any = object.__new__(DagsterApiServer)
+    server._execution_lock = threading.Lock()
+    server._executions = {"run": (SimpleNamespace(is_alive=lambda: False, exitcode=0), reference)}
+    server._termination_events, server._termination_times = {"run": threading.Event()}, {}
+    server._shutdown_once_executions_finish_event = threading.Event()
+    server._shutdown_once_executions_finish_event.set()
+    server._server_termination_event = threading.Event()
+    mariadb.kill()
+    with caplog.at_level(logging.WARNING):
+        thread = threading.Thread(target=server._cleanup_thread)
+        thread.start()
+        until(lambda: "ended runs can't be looked after" in caplog.text, "it was told")
+        assert thread.is_alive()
+        mariadb.start()
+        thread.join(30)
+    assert server._server_termination_event.is_set()
 
 
 @asset

@@ -38,7 +38,7 @@ def test_results_are_added_up(dagster_home: Path) -> None:
         reporter.add(MigrationResult())
     [report] = reports()
     assert (report["migrated"], report["batches"], report["lag_s"], report["duration_s"]) == (6, 3, 3.0, 3.0)
-    assert {"attempts", "quarantined", "posts_per_s"} <= set(report)
+    assert {"attempts", "quarantined", "posts_per_s", "dagster/column_lineage"} <= set(report)
 
 
 def test_reports_come_now_and_then(dagster_home: Path) -> None:
@@ -78,7 +78,7 @@ def test_a_failing_storage_fails_nothing(dagster_home: Path, monkeypatch: pytest
         reporter.add(result(1))
         with monkeypatch.context() as patched:
             patched.setattr(DagsterInstance, "report_runless_asset_event", refuse)
-            reporter._report()
+            reporter.report()
         assert reports() == []
         reporter.add(result(2))
     assert [report["migrated"] for report in reports()] == [3]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import pipeline_poc
-from pipeline_poc.posts import REASONS
+from pipeline_poc.records import REASONS
 from pipeline_poc.settings import Settings
 
 PACKAGE = Path(pipeline_poc.__file__).parent

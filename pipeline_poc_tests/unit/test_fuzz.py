@@ -22,7 +22,8 @@ from pydantic import SecretStr
 from pipeline_poc import source as source_module
 from pipeline_poc.errors import PipelineError, SettingsError, SourceAnswerError, mask_secrets
 from pipeline_poc.migration_queue import _decode_cursor, _encode_cursor
-from pipeline_poc.posts import PAYLOAD_MAX, REASONS, Post, RejectedRecord, parse
+from pipeline_poc.posts import POSTS, Post
+from pipeline_poc.records import PAYLOAD_MAX, REASONS, RejectedRecord
 from pipeline_poc.retry import RetryPolicy
 from pipeline_poc.selection import PAGE_MAX, Selection, SelectionError, check_limit, decode_cursor, encode_cursor
 from pipeline_poc.settings import Settings, load_settings
@@ -66,7 +67,8 @@ def elements(body: bytes) -> list[Any]:
 
 def outcome_of(record: Any) -> Post | RejectedRecord:
     """Parse a record; fails unless it came out as it went in."""
-    outcome = parse(record)
+    outcome = POSTS.parse(record)
+    assert isinstance(outcome, Post | RejectedRecord)
     if isinstance(outcome, Post):
         found = (outcome.external_id, outcome.user_id, outcome.title, outcome.body)
         assert found == tuple(record[name] for name in FIELDS)
@@ -144,9 +146,9 @@ def test_unreadable_records_hinder_no_others(name: str, text: str, size: int) ->
     good = json.dumps({"id": 1, "userId": 1, "title": "t", "body": "x" * min(size, 60_000)})
     padding = " " * size
     one, bad, two = elements(f"[{good},{padding}{text}{padding},{good}]".encode())
-    assert isinstance(parse(one), Post)
+    assert isinstance(POSTS.parse(one), Post)
     assert one == two
-    rejected = parse(bad)
+    rejected = POSTS.parse(bad)
     assert isinstance(rejected, RejectedRecord)
     if isinstance(bad, str):
         assert bad == text
@@ -174,7 +176,7 @@ def test_a_deep_record_is_one_record_wherever_it_is_read(depth: int) -> None:
 def test_a_huge_payload_is_cut() -> None:
     """A record too large for a document is kept with its beginning, its size and a digest; others are told apart."""
     record: dict[str, Any] = {"id": 1, "userId": 1, "title": "t", "body": "é" * 3_000_000}
-    one, two = parse(record | {"more": 1}), parse(record | {"more": 2})
+    one, two = POSTS.parse(record | {"more": 1}), POSTS.parse(record | {"more": 2})
     assert isinstance(one, RejectedRecord)
     assert isinstance(two, RejectedRecord)
     assert (one.code, one.external_id) == ("too_long", 1)

@@ -262,7 +262,7 @@ def test_one_instance_for_all_of_production(tmp_path: Path, monkeypatch: pytest.
     config, _ = dagster_instance_config(str(tmp_path))
     assert config["storage"]["custom"]["config"] == {"mysql_url": {"env": "DAGSTER_MYSQL_URL"}}
     here, there = documents(ROOT / "dagster.yaml")[0], documents(path)[0]
-    assert there.keys() - here.keys() == {"storage", "compute_logs", "concurrency", "freshness"}
+    assert there.keys() - here.keys() == {"storage", "compute_logs", "concurrency"}
     assert {key for key in here if there[key] != here[key]} == {"run_coordinator"}
     compose = documents(ROOT / "docker-compose.yml")[0]
     mounted = f"./{path.relative_to(ROOT)}:/dagster/dagster.yaml:ro"

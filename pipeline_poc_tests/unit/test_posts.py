@@ -10,18 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline_poc.posts import (
-    INT_MAX,
-    REASONS,
-    TEXT_MAX_BYTES,
-    Post,
-    RejectedRecord,
-    content_hash,
-    next_version,
-    parse,
-    reject,
-    unknown_fields,
-)
+from pipeline_poc.posts import POSTS, Post
+from pipeline_poc.records import INT_MAX, REASONS, TEXT_MAX_BYTES, RejectedRecord, content_hash, next_version, reject
 from pipeline_poc.testing import NASTY_RECORDS, UNUSUAL_POSTS
 from pipeline_poc_tests.posts import NASTY_CODES, record
 
@@ -52,7 +42,8 @@ def values(post: Post) -> tuple[Any, ...]:
 @given(anything=JSON | ALMOST_POSTS)
 def test_anything_is_a_post_or_rejected(anything: Any) -> None:
     """Every JSON value is a post with exactly its four values, or rejected with a known code; nothing raises."""
-    outcome = parse(anything)
+    outcome = POSTS.parse(anything)
+    assert isinstance(outcome, Post | RejectedRecord)
     if isinstance(outcome, Post):
         assert values(outcome) == tuple(anything[name] for name in FIELDS)
         assert [type(value) for value in values(outcome)] == [int, int, str, str]
@@ -69,7 +60,7 @@ def test_anything_is_a_post_or_rejected(anything: Any) -> None:
 @given(external_id=IDS, user_id=IDS, title=st.text(), body=st.text())
 def test_every_good_post_is_accepted(external_id: int, user_id: int, title: str, body: str) -> None:
     """Whatever the texts, a record with good ids and encodable texts is a post."""
-    outcome = parse({"id": external_id, "userId": user_id, "title": title, "body": body})
+    outcome = POSTS.parse({"id": external_id, "userId": user_id, "title": title, "body": body})
     assert isinstance(outcome, Post)
     assert values(outcome) == (external_id, user_id, title, body)
 
@@ -77,7 +68,7 @@ def test_every_good_post_is_accepted(external_id: int, user_id: int, title: str,
 @pytest.mark.parametrize(("name", "text"), NASTY_RECORDS, ids=[name for name, _ in NASTY_RECORDS])
 def test_nasty_records(name: str, text: str) -> None:
     """Each bad record has the code that says what is wrong with it."""
-    outcome = parse(json.loads(text))
+    outcome = POSTS.parse(json.loads(text))
     assert isinstance(outcome, RejectedRecord)
     assert outcome.code == NASTY_CODES[name]
 
@@ -85,7 +76,7 @@ def test_nasty_records(name: str, text: str) -> None:
 @pytest.mark.parametrize(("name", "post"), UNUSUAL_POSTS, ids=[name for name, _ in UNUSUAL_POSTS])
 def test_unusual_posts(name: str, post: dict[str, Any]) -> None:
     """Each unusual post is a post, unchanged."""
-    outcome = parse(post)
+    outcome = POSTS.parse(post)
     assert isinstance(outcome, Post)
     assert values(outcome) == tuple(post[field] for field in FIELDS)
 
@@ -95,8 +86,8 @@ def test_the_largest_text(text: str) -> None:
     """The limit of a text counts bytes, not characters: 65,535 fit, 65,536 do not."""
     most = text * (TEXT_MAX_BYTES // len(text.encode()))
     most += "x" * (TEXT_MAX_BYTES - len(most.encode()))
-    assert isinstance(parse(record(1, body=most)), Post)
-    rejected = parse(record(1, body=most + "x"))
+    assert isinstance(POSTS.parse(record(1, body=most)), Post)
+    rejected = POSTS.parse(record(1, body=most + "x"))
     assert isinstance(rejected, RejectedRecord)
     assert (rejected.code, rejected.external_id) == ("too_long", 1)
     assert "body: 65536 bytes" in rejected.message
@@ -106,7 +97,7 @@ def test_the_largest_text(text: str) -> None:
 @pytest.mark.parametrize("length", [0, 70_000])
 def test_lone_surrogates(field: str, length: int) -> None:
     """A text that UTF-8 can't encode is rejected, however long, and its payload is kept."""
-    rejected = parse(record(1) | {field: "x" * length + "\ud800"})
+    rejected = POSTS.parse(record(1) | {field: "x" * length + "\ud800"})
     assert isinstance(rejected, RejectedRecord)
     assert rejected.code == "invalid_unicode"
     assert json.loads(rejected.payload)[field][-1] == "\ud800"
@@ -114,7 +105,7 @@ def test_lone_surrogates(field: str, length: int) -> None:
 
 def test_several_problems() -> None:
     """A record with several problems has the code of the first, and a message that names all fields."""
-    rejected = parse({"id": 0, "userId": None, "body": 3})
+    rejected = POSTS.parse({"id": 0, "userId": None, "body": 3})
     assert isinstance(rejected, RejectedRecord)
     assert rejected.code == "out_of_range"
     assert [part.split(":")[0] for part in rejected.message.split("; ")] == ["id", "userId", "title", "body"]
@@ -135,7 +126,7 @@ def test_what_can_not_be_json() -> None:
     for _ in range(100_000):
         nested = [nested]
     for value in (nested, datetime.now(UTC), b"bytes", {1, 2}):
-        rejected = parse(record(1) | {"title": value})
+        rejected = POSTS.parse(record(1) | {"title": value})
         assert isinstance(rejected, RejectedRecord)
         assert rejected.code == "wrong_type"
         assert isinstance(json.loads(rejected.payload), dict | str)
@@ -191,4 +182,4 @@ def test_versions_grow(previous: int | None, at: datetime) -> None:
 def test_unknown_fields(anything: Any) -> None:
     """Exactly the fields that a post doesn't have are unknown; what is no object has none."""
     names = set(anything) - set(FIELDS) if isinstance(anything, dict) else set()
-    assert unknown_fields(anything) == names
+    assert POSTS.unknown_fields(anything) == names

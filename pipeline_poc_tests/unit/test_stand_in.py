@@ -12,7 +12,8 @@ import pytest
 import requests
 
 from pipeline_poc.errors import ServiceStartError
-from pipeline_poc.posts import Post, RejectedRecord, parse
+from pipeline_poc.posts import POSTS, Post
+from pipeline_poc.records import RejectedRecord
 from pipeline_poc.stand_in import Query, StandIn, make_post
 from pipeline_poc.testing import NASTY_RECORDS, UNUSUAL_POSTS
 
@@ -38,7 +39,7 @@ def test_shape_of_the_list(stand_in: StandIn, session: requests.Session) -> None
     assert [post["userId"] for post in posts] == [1 + index // 10 for index in range(100)]
     assert {tuple(post) for post in posts} == {("userId", "id", "title", "body")}
     assert {post["body"].count("\n") for post in posts} == {3}
-    assert all(isinstance(parse(post), Post) for post in posts)
+    assert all(isinstance(POSTS.parse(post), Post) for post in posts)
 
 
 def test_shape_of_one(stand_in: StandIn, session: requests.Session) -> None:
@@ -98,13 +99,13 @@ def test_many_posts_are_quick(stand_in: StandIn, session: requests.Session) -> N
 @pytest.mark.parametrize("name, raw", NASTY_RECORDS)
 def test_nasty_records_are_no_posts(name: str, raw: str) -> None:
     """Each record of the nasty corpus is rejected."""
-    assert isinstance(parse(json.loads(raw)), RejectedRecord), name
+    assert isinstance(POSTS.parse(json.loads(raw)), RejectedRecord), name
 
 
 @pytest.mark.parametrize("name, record", UNUSUAL_POSTS)
 def test_unusual_posts_are_posts(name: str, record: dict[str, object]) -> None:
     """Each record of the unusual corpus is a post."""
-    assert isinstance(parse(record), Post), name
+    assert isinstance(POSTS.parse(record), Post), name
 
 
 def test_malformed(stand_in: StandIn, session: requests.Session) -> None:
@@ -112,15 +113,15 @@ def test_malformed(stand_in: StandIn, session: requests.Session) -> None:
     kinds = len(NASTY_RECORDS) + 2
     # Its own `json` takes simplejson where that is installed, which refuses NaN.
     records = json.loads(get(session, stand_in, f"?n=60&malformed={kinds}").content)
-    bad = [record for record in records if not isinstance(parse(record), Post)]
+    bad = [record for record in records if not isinstance(POSTS.parse(record), Post)]
     assert len(records) == 60 + kinds
     assert [json.dumps(record) for record in bad] == [json.dumps(json.loads(raw)) for _, raw in NASTY_RECORDS]
     first, repeated, contradicting = [
         r for r in records if isinstance(r, dict) and r.get("id") == 1 and r["id"] is not True
     ]
     assert first == repeated != contradicting
-    assert isinstance(parse(records[0]), Post)
-    assert isinstance(parse(records[-1]), Post)
+    assert isinstance(POSTS.parse(records[0]), Post)
+    assert isinstance(POSTS.parse(records[-1]), Post)
 
 
 def test_failures(stand_in: StandIn, session: requests.Session) -> None:

@@ -20,7 +20,7 @@ def store(services: Services, ids: Sequence[int]) -> list[str]:
     for start in range(0, len(ids), 10):
         posts, now = [hashed(each) for each in ids[start : start + 10]], utc_now()
         batch_id = services.ledger.create(len(posts), now)
-        known = services.raw_store.versions([post.post.external_id for post in posts])
+        known = services.raw_store.versions([post.external_id for post in posts])
         services.raw_store.store(posts, known, batch_id, now)
         assert services.ledger.seal(batch_id, len(posts))
         batches.append(batch_id)

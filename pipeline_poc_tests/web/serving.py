@@ -12,7 +12,7 @@ from starlette.types import ASGIApp
 from pipeline_poc.embedded import free_port
 from pipeline_poc.settings import Settings
 from pipeline_poc.web.app import build
-from pipeline_poc.web.context import Context
+from pipeline_poc.web.context import contexts_of
 from pipeline_poc.web.server import Server
 
 START_S = 30.0
@@ -31,9 +31,9 @@ def served(settings: Settings, ui: ASGIApp) -> Iterator[httpx.Client]:
 def server_and_client(settings: Settings, ui: ASGIApp) -> Iterator[tuple[Server, httpx.Client]]:
     """Serve with these settings; yields the server, too."""
     port = free_port()
-    context = Context(settings, ui)
-    config = uvicorn.Config(build(context, ui, settings), port=port, log_config=None, timeout_graceful_shutdown=1)
-    server = Server(config, context.inspector, settings.web_drain_s)
+    contexts = contexts_of(settings, ui)
+    config = uvicorn.Config(build(contexts, ui, settings), port=port, log_config=None, timeout_graceful_shutdown=1)
+    server = Server(config, contexts["posts"].inspector, settings.web_drain_s)
     thread = threading.Thread(target=server.run, name="web", daemon=True)
     thread.start()
     deadline = time.monotonic() + START_S
@@ -47,5 +47,6 @@ def server_and_client(settings: Settings, ui: ASGIApp) -> Iterator[tuple[Server,
     finally:
         server.should_exit = True
         thread.join(START_S)
-        context.close()
+        for context in contexts.values():
+            context.close()
         assert not thread.is_alive(), "the web server does not stop"

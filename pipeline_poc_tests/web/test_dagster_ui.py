@@ -18,7 +18,6 @@ from websockets.typing import Subprotocol
 from pipeline_poc.clock import utc_now
 from pipeline_poc.dagster_api import DagsterApi
 from pipeline_poc.settings import Settings
-from pipeline_poc.web.views import INGEST_SCHEDULE
 from pipeline_poc_tests.web.serving import served
 from pipeline_poc_tests.web.stack import READ_TOKEN, WITH_TOKENS, bearer
 
@@ -59,7 +58,7 @@ async def test_the_state_that_we_ask_for(dagster_ui: ASGIApp) -> None:
     assert state.repository == ("pipeline_poc", "__repository__")
     assert {"SENSOR", "SCHEDULER"} <= {daemon.name for daemon in state.daemons}
     assert not any(daemon.is_healthy for daemon in state.daemons)
-    [schedule] = [schedule for schedule in state.schedules if schedule.name == INGEST_SCHEDULE]
+    [schedule] = [schedule for schedule in state.schedules if schedule.name == "ingest_posts_every_ten_minutes"]
     assert schedule.next_at is not None
     assert schedule.next_at > utc_now()
     assert state.sensors

@@ -11,7 +11,7 @@ from pymongo.database import Database
 
 from pipeline_poc import passport, reconciliation
 from pipeline_poc.clock import utc_now
-from pipeline_poc.posts import reject
+from pipeline_poc.records import reject
 from pipeline_poc.services import Services
 from pipeline_poc_tests.acceptance.programs import until
 from pipeline_poc_tests.posts import record

@@ -42,8 +42,8 @@ ENDPOINTS = {
     ),
     "POST": (
         "/data-ingestion/trigger /data-migration/trigger /trigger-ingestion /trigger-migration /data-migration/pause"
-        " /data-migration/resume /data-migration/drain /quarantine/requeue /quarantine/discard /dead-letters/requeue"
-        " /dead-letters/discard /reconciliation /reconciliation/repair"
+        " /data-migration/resume /data-migration/drain /data-migration/replay /quarantine/requeue /quarantine/discard"
+        " /dead-letters/requeue /dead-letters/discard /reconciliation /reconciliation/repair"
     ),
 }
 """The endpoints that need a token, by what they do: to look, or to act."""

@@ -19,7 +19,7 @@ from pymongo.database import Database
 from starlette.applications import Starlette
 
 from pipeline_poc.clock import utc_now
-from pipeline_poc.posts import reject
+from pipeline_poc.records import reject
 from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
 from pipeline_poc.stand_in import StandIn

@@ -1,5 +1,6 @@
 /** What an operator can do here: each action is a POST, and its outcome is said in words. */
 
+import { base } from "./base.js";
 import { make, setAttribute, setLongText, setText, setTime } from "./dom.js";
 import { count, plural } from "./format.js";
 
@@ -84,7 +85,7 @@ toast.querySelector("button").addEventListener("click", unsay);
 /** Send an action; its outcome in words comes from `words(answer)`. Returns the answer, or null when it failed. */
 async function post(path, body, words) {
   try {
-    const answer = await fetch(path, {
+    const answer = await fetch(base + path, {
       method: "POST",
       headers: { "Content-Type": "application/json", Accept: "application/json" },
       body: JSON.stringify(body),
@@ -229,7 +230,7 @@ export async function lookInto(group) {
   const load = async () => {
     const query = new URLSearchParams({ reason: group.reason, limit: PAGE, ...(cursor ? { cursor } : {}) });
     try {
-      const answer = await fetch(`/quarantine/items?${query}`, {
+      const answer = await fetch(`${base}/quarantine/items?${query}`, {
         headers: { Accept: "application/json" },
         signal: AbortSignal.timeout(TIMEOUT_MS),
       });

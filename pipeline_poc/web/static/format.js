@@ -18,6 +18,7 @@ export const isKnown = (value) => value !== null && value !== undefined;
 
 const unlessUnknown = (format) => (value) => (isKnown(value) ? format(value) : UNKNOWN);
 
+export const word = unlessUnknown(String);
 export const count = unlessUnknown((value) => whole.format(value));
 export const rate = unlessUnknown((value) => `${(value < 10 ? tenths : whole).format(value)}/s`);
 export const share = unlessUnknown((value) => percent.format(value));

@@ -1,5 +1,7 @@
 /** The overview as it changes: by the stream, or by asking again and again while the stream is away. */
 
+import { base } from "./base.js";
+
 const WATCH_MS = 5_000;
 const REOPEN_MS = 15_000;
 const SILENCE_MS = 30_000;
@@ -31,7 +33,7 @@ export class Live {
   /** Ask for the overview now. */
   async refresh() {
     try {
-      const answer = await fetch("/overview", {
+      const answer = await fetch(`${base}/overview`, {
         headers: { Accept: "application/json" },
         signal: AbortSignal.timeout(TIMEOUT_MS),
       });
@@ -47,7 +49,7 @@ export class Live {
   #open() {
     this.#stream?.close();
     this.#openedAt = this.#heardAt = Date.now();
-    this.#stream = new EventSource("/events");
+    this.#stream = new EventSource(`${base}/events`);
     this.#stream.addEventListener("overview", (event) => {
       this.#heardAt = Date.now();
       if (this.#isBroken) this.refresh(); // The stream does not bring what was missed.

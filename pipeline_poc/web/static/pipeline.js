@@ -119,6 +119,20 @@ function showSummary(overview) {
   setHidden(document.querySelector(".counted"), !countedAt);
 }
 
+/** Lead to the pages of other entities, where there are any. */
+function showEntities({ entity, entities }) {
+  const nav = byId("entities");
+  setHidden(nav, entities.length < 2);
+  if (entities.length < 2 || nav.childElementCount === entities.length) return;
+  nav.replaceChildren(
+    ...entities.map((name) => {
+      const link = make("a", { href: name === "posts" ? "/pipeline" : `/entities/${name}/pipeline` }, name);
+      if (name === entity) link.setAttribute("aria-current", "page");
+      return link;
+    }),
+  );
+}
+
 function showMode({ mode, modeReason, modeSince }) {
   const strip = byId("mode");
   setHidden(strip, !(mode in MODES) || mode === "running");
@@ -173,6 +187,7 @@ function show(overview) {
   const stages = stagesOf(overview);
   shown = { states: news(overview, stages), overview };
   showValues(overview);
+  showEntities(overview);
   showSummary(overview);
   showMode(overview);
   showStages(overview, stages);
