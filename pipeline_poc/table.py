@@ -20,6 +20,9 @@ _STATEMENT_BYTES = 1_000_000
 
 metadata = sa.MetaData()
 _big_key = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+_time = sa.DateTime().with_variant(mysql.DATETIME(), "mysql", "mariadb")
+"""Without fractions. Where Dagster is imported, it makes SQLAlchemy say DATETIME(6) for a plain one, which MySQL takes
+with no default of whole seconds."""
 _SQL_TYPES: Mapping[Kind, type[sa.types.TypeEngine[Any]]] = {
     "integer": sa.Integer,
     "text": sa.Text,
@@ -51,18 +54,18 @@ def table_of(entity: Entity) -> sa.Table:
         sa.Column("id", _big_key, primary_key=True, autoincrement=True, doc="surrogate key; may have gaps"),
         sa.Column("externalId", sa.Integer, nullable=False, unique=True, doc="its id in the source"),
         *(sa.Column(value.name, _SQL_TYPES[value.kind], nullable=False, doc=value.meaning) for value in entity.values),
-        sa.Column("ingestedAt", sa.DateTime, nullable=False, doc="when it first arrived, UTC"),
-        sa.Column("migratedAt", sa.DateTime, nullable=False, doc="when this version was written, UTC"),
+        sa.Column("ingestedAt", _time, nullable=False, doc="when it first arrived, UTC"),
+        sa.Column("migratedAt", _time, nullable=False, doc="when this version was written, UTC"),
         sa.Column(
             "createdAt",
-            sa.DateTime,
+            _time,
             nullable=False,
             server_default=sa.text("CURRENT_TIMESTAMP"),
             doc="when the row was made, by the server's clock",
         ),
         sa.Column(
             "updatedAt",
-            sa.DateTime,
+            _time,
             nullable=False,
             server_default=_NowAndOnUpdate(),
             server_onupdate=sa.FetchedValue(),

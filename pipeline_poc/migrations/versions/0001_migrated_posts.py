@@ -2,6 +2,7 @@
 
 import sqlalchemy as sa
 from alembic import context, op
+from sqlalchemy.dialects import mysql
 
 revision = "0001"
 down_revision = None
@@ -34,6 +35,8 @@ def _is_unique(index: sa.engine.interfaces.ReflectedIndex) -> bool:
 def _create() -> None:
     big_key = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
     now = "CURRENT_TIMESTAMP"
+    # Where Dagster is imported, SQLAlchemy says DATETIME(6) for a plain one, which MySQL refuses with this default.
+    time = sa.DateTime().with_variant(mysql.DATETIME(), "mysql", "mariadb")
     on_update = f"{now} ON UPDATE {now}" if op.get_bind().dialect.name != "sqlite" else now
     op.create_table(
         _TABLE,
@@ -42,10 +45,10 @@ def _create() -> None:
         sa.Column("userId", sa.Integer, nullable=False),
         sa.Column("title", sa.Text, nullable=False),
         sa.Column("body", sa.Text, nullable=False),
-        sa.Column("ingestedAt", sa.DateTime, nullable=False),
-        sa.Column("migratedAt", sa.DateTime, nullable=False),
-        sa.Column("createdAt", sa.DateTime, nullable=False, server_default=sa.text(now)),
-        sa.Column("updatedAt", sa.DateTime, nullable=False, server_default=sa.text(on_update)),
+        sa.Column("ingestedAt", time, nullable=False),
+        sa.Column("migratedAt", time, nullable=False),
+        sa.Column("createdAt", time, nullable=False, server_default=sa.text(now)),
+        sa.Column("updatedAt", time, nullable=False, server_default=sa.text(on_update)),
         sa.Column("contentHash", sa.CHAR(32)),
         sa.Column("version", sa.BigInteger),
         sa.UniqueConstraint("externalId", name="uq_migrated_posts_externalId"),
