@@ -80,7 +80,7 @@ def test_days_of_traffic_leave_nothing(  # noqa: PLR0917 - fixtures are asked fo
     assert growth.problems() == []
     last = days[-1]
     assert last["Dagster, runs"] > 2 * SLOTS
-    assert last["Dagster, job_ticks"] == 48 + 48 * 5 // 30 + 2 * SLOTS
+    assert 56 <= last["Dagster, job_ticks"] <= 48 + 8 + 2 * SLOTS, "those of midnight are a day old, or nearly"
     assert last["MongoDB, posts"] == POSTS
     assert last["MongoDB, batches"] == len(days) * SLOTS
 
