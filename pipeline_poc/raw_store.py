@@ -10,9 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, TypeVar
 
+from bson import Int64
 from pymongo import ASCENDING, DESCENDING, InsertOne, UpdateOne
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
@@ -34,6 +35,15 @@ from pipeline_poc.records import (
 T = TypeVar("T")
 
 _BSON_TYPES: Mapping[Kind, str] = {"integer": "int", "text": "string", "flag": "bool"}
+_PYTHON_TYPES: Mapping[str, tuple[type, ...]] = {
+    "int": (int, Int64),
+    "long": (int, Int64),
+    "string": (str,),
+    "bool": (bool,),
+    "date": (datetime,),
+    "object": (dict,),
+}
+"""What the driver makes of each BSON type."""
 _STATE = {
     "ingestedAt": ("date", "when it first arrived, UTC"),
     "migrated": ("bool", "whether the row of this version is committed"),
@@ -64,6 +74,7 @@ _FOREIGN: tuple[Document, ...] = ({"$lt": 1}, {"$in": [None, False, True]}, {"$g
 """What is no id of ours, but may be one in documents that somebody else wrote; a condition matches one type only."""
 _DUPLICATE_KEY = 11000
 _LAST_INGESTION = "last"
+_ID_RANGE = "ids"
 _TRIES = 5
 """Rounds in which an ingestion tries to get ahead of others that change the same posts."""
 
@@ -116,6 +127,7 @@ class RawStore:
     def __init__(self, mongo: Mongo) -> None:
         self.entity = mongo.entity
         """Whose records these are."""
+        self._fields = document_fields(mongo.entity)
         self._mongo = mongo
         self._posts = mongo.records
         self._rejected = mongo.collection("quarantined_records")
@@ -159,6 +171,7 @@ class RawStore:
         """
         new = changed = 0
         pending = list(posts)
+        self._note_ids([post.external_id for post in posts])
         for _ in range(_TRIES):
             inserted, modified = self._write([self._storing(post, known, batch_id, at) for post in pending])
             new += inserted
@@ -431,13 +444,32 @@ class RawStore:
                 yield document
 
     def id_range(self) -> range:
-        """Return all numbers from the lowest id to the highest; none where no post is stored."""
-        ids, ends = {"$gte": 1, "$lte": INT_MAX}, []
+        """Return all numbers from the lowest id that was ever stored to the highest; none where there was none."""
+        kept = self.load_state(_ID_RANGE)
+        if not kept.get("isWhole"):  # What was stored before this was kept, or by somebody else, is looked for once.
+            ids = {"externalId": {"$gte": 1, "$lte": INT_MAX}}
+            with self._mongo.translated():
+                ends = [
+                    int(document["externalId"])
+                    for direction in (ASCENDING, DESCENDING)
+                    for document in self._posts.find(ids, {"externalId": True}).sort("externalId", direction).limit(1)
+                ]
+            if not ends:
+                return range(0)
+            self._note_ids(ends, {"isWhole": True})
+            kept = self.load_state(_ID_RANGE)
+        return range(kept["lowest"], kept["highest"] + 1)
+
+    def _note_ids(self, ids: Sequence[int], more: Document | None = None) -> None:
+        """Keep the lowest and the highest id: some servers look through everything to find them."""
+        update: Document = {"$min": {"lowest": min(ids)}, "$max": {"highest": max(ids)}}
+        if more:
+            update["$set"] = more
         with self._mongo.translated():
-            for direction in (ASCENDING, DESCENDING):
-                found = self._posts.find({"externalId": ids}, {"_id": False, "externalId": True})
-                ends += [int(document["externalId"]) for document in found.sort("externalId", direction).limit(1)]
-        return range(ends[0], ends[-1] + 1) if ends else range(0)
+            try:
+                self._state.update_one({"_id": _ID_RANGE}, update, upsert=True)
+            except DuplicateKeyError:  # Two that were the first in the same moment.
+                self._state.update_one({"_id": _ID_RANGE}, update)
 
     def keeps_ids_unique(self) -> bool:
         """Return whether the unique index is there, which lets no id come twice."""
@@ -455,23 +487,24 @@ class RawStore:
         with self._mongo.translated():
             return [group["_id"] for group in self._posts.aggregate(stages, allowDiskUse=True)]
 
-    def misfits(self, rules: Document, parts: Iterable[range], *, limit: int) -> list[Any]:
-        """Return some ids of documents that break rules and are not quarantined.
+    def misfits(self, parts: Iterable[range], *, limit: int) -> list[Any]:
+        """Return some ids of documents that have another shape than `document_fields` says, and are not quarantined.
 
         Args:
-            rules: A condition that fitting documents meet.
-            parts: The ids to look at; documents that have no id of a post are looked at, too.
+            parts: The ids to look at; documents that have no id of a record are looked at, too.
             limit: Most ids to return.
         """
-        found: list[Any] = []
-        with self._mongo.translated():
-            for ids in (*_FOREIGN, *map(_among, parts)):
-                query = {"externalId": ids, "quarantine": None, "$nor": [rules]}
-                misfits = self._posts.find(query, {"externalId": True}).limit(limit - len(found))
-                found += [document.get("externalId") for document in misfits]
-                if len(found) >= limit:
-                    break
-        return found
+        # Servers that know $jsonSchema take far longer for it than for the documents.
+        documents = chain.from_iterable(self._read(ids) for ids in chain(_FOREIGN, map(_among, parts)))
+        misfits = (each for each in documents if each.get("quarantine") is None and not self._fits(each))
+        return [document.get("externalId") for document in islice(misfits, limit)]
+
+    def _fits(self, document: Document) -> bool:
+        required = self.entity.stored_as.values()
+        return all(
+            type(value := document.get(name)) in _PYTHON_TYPES[bson] or (value is None and name not in required)
+            for name, (bson, _) in self._fields.items()
+        )
 
     def document(self, external_id: int) -> Document | None:
         """Look the document of a post up, as it is."""

@@ -1,7 +1,7 @@
 """The jobs, schedules and the sensor of an entity, and the pruning of Dagster's history."""
 
 from dataclasses import asdict
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import NamedTuple
 
 from dagster import (
@@ -17,8 +17,6 @@ from dagster import (
     ScheduleDefinition,
     ScheduleEvaluationContext,
     SensorDefinition,
-    SensorEvaluationContext,
-    SensorResult,
     SkipReason,
     define_asset_job,
     job,
@@ -31,8 +29,8 @@ from pydantic import Field
 
 from pipeline_poc.clock import utc_now
 from pipeline_poc.orchestration.assets import Assets
-from pipeline_poc.orchestration.metadata import confirmation
-from pipeline_poc.orchestration.pace import CHECK_CRON, CONFIRMATION_PAUSE, INGESTION_CRON, PRUNING_CRON
+from pipeline_poc.orchestration.checks import check_job
+from pipeline_poc.orchestration.pace import CHECK_CRON, INGESTION_CRON, PRUNING_CRON
 from pipeline_poc.orchestration.pruning import prune
 from pipeline_poc.orchestration.resources import services_of_process
 from pipeline_poc.orchestration.runs import one_at_a_time
@@ -69,7 +67,7 @@ def automation_of(entity: Entity, assets: Assets) -> Automation:
             AssetSelection.assets(assets.rows),
             "Migrate the whole backlog in one run, past the queue and its workers.",
         ),
-        _job(f"check_{name}", checks, "Check that the pipeline moves; materializes nothing."),
+        _job(check_job(entity), checks, "Check that the pipeline moves; materializes nothing."),
     ]
     schedules = [
         _scheduled(
@@ -80,7 +78,7 @@ def automation_of(entity: Entity, assets: Assets) -> Automation:
         ),
         _scheduled(
             f"check_{name}_every_ten_minutes",
-            f"check_{name}",
+            check_job(entity),
             CHECK_CRON,
             # What workers do, and what nobody does, shows in no run.
             "Evaluate all asset checks every ten minutes, though nothing is materialized.",
@@ -118,30 +116,15 @@ def _enqueueing(entity: Entity) -> SensorDefinition:
         minimum_interval_seconds=_SENSOR_INTERVAL_S,
         default_status=DefaultSensorStatus.RUNNING,
     )
-    def enqueue(context: SensorEvaluationContext) -> SkipReason | SensorResult:
+    def enqueue() -> SkipReason:
         """Put the backlog on the migration queue, a window at a time, and mend what outages left.
 
         A tick launches no run, so that Dagster calls it skipped; its reason says what it did. A
-        tick that can't reach MongoDB or Redis fails. Now and then one that finds nothing that waits
-        confirms that the rows are up to date, so that they stay fresh while the source is idle.
+        tick that can't reach MongoDB or Redis fails.
         """
-        services = services_of_process().of(entity.name)
-        done = services.tick()
-        sentence, now = done.sentence(entity.noun), utc_now()
-        may_confirm = not (done.busy or done.enqueued or done.outstanding) and _is_due(context.cursor, now)
-        if not may_confirm or services.ledger.backlog().batches:
-            return SkipReason(sentence)
-        return SensorResult(skip_reason=sentence, cursor=now.isoformat(), asset_events=[confirmation(entity)])
+        return SkipReason(services_of_process().of(entity.name).tick().sentence(entity.noun))
 
     return enqueue
-
-
-def _is_due(cursor: str | None, now: datetime) -> bool:
-    """Return whether the last confirmation, whose time is the cursor, is long ago, or from a clock that was ahead."""
-    try:
-        return cursor is None or abs(now - datetime.fromisoformat(cursor)) >= CONFIRMATION_PAUSE
-    except (TypeError, ValueError):
-        return True  # Somebody else wrote it.
 
 
 class PruneConfig(Config):

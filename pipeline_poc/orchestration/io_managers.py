@@ -61,12 +61,13 @@ class RawStoreIOManager(_EntityIOManager):
             }
         )
 
-    def load_input(self, context: InputContext) -> Backlog:  # noqa: ARG002 - Dagster's signature
+    def load_input(self, context: InputContext) -> Backlog:
         """Return what is stored and not migrated yet."""
         services = self._pipeline
-        services.require_running()
-        services.adopt()
-        return Backlog(migration.open_batches(services.ledger))
+        with plain_failures(services.settings, context.step_context.previous_attempt_count):
+            services.require_running()
+            services.adopt()
+            return Backlog(migration.open_batches(services.ledger))
 
 
 class RelationalStoreIOManager(_EntityIOManager):

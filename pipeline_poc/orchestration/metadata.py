@@ -140,8 +140,8 @@ def rows_text(entity: Entity) -> str:
     """Return what is said of the rows' asset, in Markdown."""
     return f"""Rows of the table `{entity.table}`, one a {entity.noun}, never older than a version already written.
 
-Workers keep it up to date from the queue and report here what they did; the sensor reports when nothing was left to do.
-Materializing it migrates the whole backlog in the run itself, through the same code. {_links_in_text(entity)}
+Workers keep it up to date from the queue and report here what they did; the job of the checks reports when nothing was
+left to do. Materializing it migrates the whole backlog in the run itself, by the same code. {_links_in_text(entity)}
 
 ```sql
 {table.create_sql(entity)}

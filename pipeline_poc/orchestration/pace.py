@@ -10,8 +10,6 @@ CHECK_CRON = "5,15,25,35,45,55 * * * *"
 """Between two ingestions, which check what they have written themselves."""
 PRUNING_CRON = "17 3 * * *"
 
-CONFIRMATION_PAUSE = timedelta(minutes=10)
-"""The sensor confirms at most so often that nothing waits: once for each ingestion of an idle source."""
 FRESHNESS = FreshnessPolicy.time_window(warn_window=timedelta(minutes=30), fail_window=timedelta(hours=1))
 """Of both assets: each is brought up to date, or found to be, every ten minutes. A deployment, or an outage that heals
 by itself, may cost two or three of those turns; after six, somebody has to look."""

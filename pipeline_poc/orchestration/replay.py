@@ -94,7 +94,10 @@ def desk_jobs_of(entity: Entity) -> list[JobDefinition]:
 
 def _replay(context: OpExecutionContext, config: ReplayConfig, services: Services) -> None:
     def tell(so_far: Replay) -> None:
-        context.log.info("%s of %s selected records are back in the backlog", so_far.replayed, so_far.selected)
+        if config.dry_run:
+            context.log.info("counted %s records", so_far.selected)
+        else:
+            context.log.info("%s of %s selected records are back in the backlog", so_far.replayed, so_far.selected)
 
     with plain_failures(services.settings, context.retry_number):
         selection = config.selection()

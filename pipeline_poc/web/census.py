@@ -25,6 +25,7 @@ _SHARE = 20
 _FIRST_SHARE = 4
 """The first count may take more, since nothing is known before it."""
 _MOMENT_S = 1.0
+_REST_MAX_S = 5.0
 _AT_REST_S = 300.0
 """Even where nothing seems to move, a count is made so often: somebody may write past the pipeline."""
 
@@ -133,7 +134,8 @@ class _Rest:
         """Take the rest that is due in the middle of the work; a moment is not worth it."""
         self.end()
         if self.due_s > _MOMENT_S:
-            self._stopped.wait(self.due_s)
+            # A store that is slow at the moment would else put the end of a count off by hours.
+            self._stopped.wait(min(self.due_s, _REST_MAX_S))
             self.due_s = 0.0
         self.begin()
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic.alias_generators import to_camel
 
+from pipeline_poc.clock import utc_now
 from pipeline_poc.counters import number
 from pipeline_poc.dead_letters import DeadLetterGroup
 from pipeline_poc.health import Check, Health, Verdict
@@ -31,8 +32,9 @@ def post_counts(tally: Tally) -> models.PostCounts | None:
 
 
 def count_freshness(tally: Tally) -> models.CountFreshness:
-    """Return how old a count may be."""
-    return models.CountFreshness(counted_at=tally.counted_at, max_age_s=tally.max_age_s)
+    """Return how old a count may be: older than usual while the next one takes its time."""
+    age_s = (utc_now() - tally.counted_at).total_seconds() if tally.counted_at else 0.0
+    return models.CountFreshness(counted_at=tally.counted_at, max_age_s=round(max(tally.max_age_s, age_s), 1))
 
 
 def ingestion_stats(ledger: LedgerPart, tally: Tally, next_at: datetime | None) -> models.IngestionStats:

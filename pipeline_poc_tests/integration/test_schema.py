@@ -162,6 +162,8 @@ def test_the_validator_tells_posts_from_others(services: Services, stand_in: Sta
     posts.insert_one({"_id": "no post at all"})
     posts.update_one({"externalId": 3}, {"$set": {"title": 7}})
     assert posts.count_documents({"$nor": [validator(POSTS)]}) == len(others) + 2
+    # The check of the documents, which does without the server's validator, finds the same.
+    assert len(services.raw_store.misfits([range(1, 5000)], limit=1000)) == len(others) + 2
     while services.adopt():  # Quarantines what is no post, in documents that don't fit.
         pass
     assert posts.count_documents({"quarantine.code": {"$in": ["null_field", "missing_field", "wrong_type"]}}) == 5

@@ -1,24 +1,20 @@
 """What runs by itself: the schedule and the sensor."""
 
 from collections.abc import Iterator
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 from dagster import (
-    AssetKey,
     DagsterInstance,
     DagsterRunStatus,
     RunRequest,
     ScheduleDefinition,
-    SensorResult,
     SkipReason,
     build_schedule_context,
     build_sensor_context,
 )
 
 from pipeline_poc.chaos.servers import Redis
-from pipeline_poc.clock import utc_now
 from pipeline_poc.errors import ServiceUnavailable
 from pipeline_poc.services import Services
 from pipeline_poc_tests.definitions import defs
@@ -65,33 +61,6 @@ def test_the_sensor(pipeline: Services, instance: DagsterInstance) -> None:
         assert isinstance(again, SkipReason)
         assert again.skip_message == "nothing to enqueue; 10 jobs outstanding"
     assert len(pipeline.queue.snapshot().queued) == 10
-
-
-def test_an_idle_pipeline_stays_fresh(pipeline: Services, instance: DagsterInstance) -> None:
-    """A tick that finds nothing that waits says now and then that the rows are up to date, and never while any wait."""
-
-    def tick(cursor: str | None) -> SkipReason | SensorResult:
-        with build_sensor_context(instance=instance, cursor=cursor) as context:
-            outcome = enqueue_posts(context)
-        assert isinstance(outcome, (SkipReason, SensorResult))
-        return outcome
-
-    first = tick(None)
-    assert isinstance(first, SensorResult)
-    [report] = first.asset_events
-    assert (report.asset_key, report.metadata["migrated"].value) == (AssetKey("migrated_posts"), 0)
-    assert first.skip_reason
-    assert first.skip_reason.skip_message == "nothing to enqueue; 0 jobs outstanding"
-    assert isinstance(tick(first.cursor), SkipReason)
-    long_ago = (utc_now() - timedelta(minutes=10)).isoformat()
-    for cursor in (long_ago, "of somebody else"):
-        assert isinstance(tick(cursor), SensorResult)
-    pipeline.ingest()
-    assert isinstance(tick(long_ago), SkipReason)
-    for batch in pipeline.ledger.batches("open"):
-        pipeline.ledger.bury(batch.id, utc_now(), "ValueError: for a person")
-    pipeline.queue.rq.empty()  # type: ignore[no-untyped-call]
-    assert isinstance(tick(long_ago), SkipReason)
 
 
 def test_an_outage_fails_the_tick(pipeline: Services, instance: DagsterInstance, redis_server: Redis) -> None:

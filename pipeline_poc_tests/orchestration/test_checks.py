@@ -5,7 +5,14 @@ from datetime import timedelta
 from typing import Any, cast
 
 import pytest
-from dagster import AssetCheckEvaluation, AssetCheckKey, AssetCheckSeverity, AssetKey, DagsterInstance
+from dagster import (
+    AssetCheckEvaluation,
+    AssetCheckKey,
+    AssetCheckSeverity,
+    AssetKey,
+    AssetRecordsFilter,
+    DagsterInstance,
+)
 from pymongo.database import Database
 from rq.job import Job
 from sqlalchemy import Engine, text
@@ -89,6 +96,28 @@ def test_all_is_well(pipeline: Services, check: Check) -> None:
     }
     assert numbers(found["content_matches"])["posts_compared"] == 100
     assert numbers(found["documents_fit"])["ids_looked_at"] == 100
+
+
+def test_an_idle_pipeline_stays_fresh(pipeline: Services, check: Check, instance: DagsterInstance) -> None:
+    """The job says that the rows are up to date, before it checks them, and never while posts or dead letters wait."""
+    asset = AssetKey("migrated_posts")
+
+    def reports() -> list[float]:
+        found = instance.fetch_materializations(AssetRecordsFilter(asset), limit=9).records
+        return [record.timestamp for record in found]
+
+    check()
+    [reported_at] = reports()
+    key = AssetCheckKey(asset, "lag")
+    evaluated = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
+    assert evaluated.event is not None
+    assert evaluated.event.timestamp > reported_at
+    pipeline.ingest()
+    check()
+    for batch in pipeline.ledger.batches("open"):
+        pipeline.ledger.bury(batch.id, utc_now(), "ValueError: for a person")
+    check()
+    assert reports() == [reported_at]
 
 
 def test_how_much_is_compared(pipeline: Services, check: Check) -> None:

@@ -1,6 +1,7 @@
 /** The status page: shows each overview as it arrives, and what an operator may do about it. */
 
 import * as actions from "./actions.js";
+import { base } from "./base.js";
 import { learnClock, make, serverNow, setAttribute, setHidden, setLongText, setStatus, setText, setTime, tick } from "./dom.js";
 import * as format from "./format.js";
 import { Live } from "./live.js";
@@ -12,6 +13,10 @@ const LATE_ONES_MAX = 3;
 
 const byId = (id) => document.getElementById(id);
 const { arm } = actions;
+
+const LOGIN = `/login?next=${base}/pipeline`;
+byId("session").querySelector("a").href = LOGIN;
+for (const link of document.querySelectorAll("[data-of-entity]")) link.href = base + link.getAttribute("href");
 
 const STORES = {
   rawStore: { name: "MongoDB", checks: /^(mongo|raw)/i },
@@ -104,7 +109,8 @@ function showStages(overview, stages) {
 
 function showSummary(overview) {
   setStatus(byId("overall"), overview.status);
-  const title = overview.status === "pass" ? "Pipeline" : `${overview.status}: Pipeline`;
+  const name = overview.entities.length > 1 ? `Pipeline of ${overview.entity}` : "Pipeline";
+  const title = overview.status === "pass" ? name : `${overview.status}: ${name}`;
   if (document.title !== title) document.title = title;
   const { stored, migrated, countedAt } = overview.rawStore;
   const portion = stored ? migrated / stored : null;
@@ -114,7 +120,7 @@ function showSummary(overview) {
   setHidden(bar, portion === null);
   setText(
     byId("migrated-words"),
-    portion !== null ? `${format.share(portion)} migrated` : stored === 0 ? "Nothing is stored yet" : "Numbers are not known: MongoDB does not answer",
+    portion !== null ? `${format.share(portion)} migrated` : stored === 0 && !overview.waiting.posts ? "Nothing is stored yet" : stored === 0 ? "Being counted" : "Numbers are not known: MongoDB does not answer",
   );
   setHidden(document.querySelector(".counted"), !countedAt);
 }
@@ -214,7 +220,7 @@ function tell(state, detail) {
     setText(lost, `Connection lost: ${detail}. Trying again.${since}`);
   }
   if (state === "denied") {
-    lost.replaceChildren("The pipeline is shown to those who logged in. ", make("a", { href: "/login?next=/pipeline" }, "Log in"));
+    lost.replaceChildren("The pipeline is shown to those who logged in. ", make("a", { href: LOGIN }, "Log in"));
   }
   if (!lost.hidden && byId("news").textContent !== lost.textContent) setText(byId("news"), lost.textContent);
   showAge();
