@@ -24,7 +24,7 @@ from pipeline_poc.errors import SchemaError, ServiceUnavailable, SettingsError
 from pipeline_poc.posts import POSTS, Post
 from pipeline_poc.records import StoredRecord, content_hash
 from pipeline_poc.relational_store import SCHEMA_VERSION, RelationalStore
-from pipeline_poc.table import metadata, migrated_posts
+from pipeline_poc.table import migrated_posts
 from pipeline_poc.testing import UNUSUAL_POSTS
 from pipeline_poc_tests.posts import LONG_AGO, stored
 
@@ -302,7 +302,10 @@ def test_models_are_the_schema(store: RelationalStore, engine: sa.Engine) -> Non
     with engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert context.get_current_revision() == SCHEMA_VERSION
-        assert compare_metadata(context, metadata) == []
+        # Tables of other entities have no history: they are made as the models describe them.
+        posts_alone = sa.MetaData()
+        migrated_posts.to_metadata(posts_alone)
+        assert compare_metadata(context, posts_alone) == []
 
 
 def test_every_column_is_described() -> None:

@@ -80,10 +80,10 @@ def test_runs_tell_their_story(
 
     result = run("migrate_posts", instance)
     begin, *progress, end = story(result, instance)
-    assert begin == "about 100 posts wait in 10 batches"
+    assert begin == "about 100 records wait in 10 batches"
     assert len(progress) == 10
-    assert progress[0].startswith("wrote 10 of about 100 posts, lately batch ")
-    assert end == "migrated 100 posts in 10 batches, quarantined 0"
+    assert progress[0].startswith("wrote 10 of about 100 records, lately batch ")
+    assert end == "migrated 100 records in 10 batches, quarantined 0"
 
     monkeypatch.undo()
     begin, answer, end = story(run("ingest_posts", instance), instance)
