@@ -23,7 +23,7 @@ from pipeline_poc.clock import utc_now
 from pipeline_poc.embedded import free_port
 from pipeline_poc.orchestration.instance import instance_of, prepare_home
 from pipeline_poc.stand_in import StandIn
-from pipeline_poc_tests.acceptance.programs import AUTOMATION, STOP_S, Programs, until
+from pipeline_poc_tests.acceptance.programs import AUTOMATION, Programs, stop_limit_s, until
 from pipeline_poc_tests.conftest import Figures
 from pipeline_poc_tests.definitions import defs
 
@@ -206,7 +206,7 @@ def test_up_shows_migrates_and_stops(programs: Programs, source: StandIn, port: 
         f"migrated after {migrated_s:.1f} s, UI after {answers_s:.1f} s, "
         f"a change {arrived_s:.1f} s after its ingestion, stopped in {stopped_s:.1f} s"
     )
-    assert stopped_s < STOP_S
+    assert stopped_s < stop_limit_s()
 
 
 @pytest.mark.parametrize("moment", ["starting the stores", "ingesting"])
@@ -220,7 +220,7 @@ def test_sigterm_stops_everything(programs: Programs, source: StandIn, port: int
     else:
         until(lambda: programs.processes("mongo"), "a supervisor starts")
     _, stopped_s = programs.stop(program, signal.SIGTERM)
-    assert stopped_s < STOP_S
+    assert stopped_s < stop_limit_s()
     assert "Traceback" not in program.said
 
 
