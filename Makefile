@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Needs Python 3.11, 3.12 or 3.13 with venv, and nothing else.
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint chaos drill week mutations audit bench fuzz fuzz-api dist check-dist format lock clean mariadb
+.PHONY: help install run test proofs lint chaos drill week mutations audit bench fuzz fuzz-api dist check-dist format lock clean mariadb
 
 # Under 3.14 the embedded MongoDB has no wheel yet.
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -39,8 +39,13 @@ $(INSTALLED): requirements.lock pyproject.toml
 run: install  ## Start the whole pipeline; Ctrl-C stops it
 	@exec .venv/bin/pipeline-poc up
 
-test: install mariadb lint  ## Lint, then run all tests; ARGS="-k word" goes to pytest, WITHOUT_MYSQL=1 leaves MariaDB out
-	.venv/bin/pytest --numprocesses 3 --dist worksteal $(if $(WITHOUT_MYSQL),--without-mysql) $(ARGS)
+PYTEST := .venv/bin/pytest $(if $(WITHOUT_MYSQL),--without-mysql)
+
+test: install mariadb lint  ## Lint, then run the tests; ARGS="-k word" goes to pytest, WITHOUT_MYSQL=1 leaves MariaDB out
+	$(PYTEST) --numprocesses 4 --dist loadgroup -m 'not slow' $(ARGS)
+
+proofs: install mariadb  ## Run the tests that take too long for `make test`, one after the other
+	$(PYTEST) -m slow $(ARGS)
 
 mariadb:
 ifdef WITHOUT_MYSQL

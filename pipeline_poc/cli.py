@@ -21,6 +21,7 @@ from pipeline_poc.commands import (
     chosen_entity,
     command,
     exit_code,
+    named_entity,
     open_services,
     operator,
     print_json,
@@ -139,8 +140,7 @@ def worker(settings: Settings, count: int, burst: bool, as_json: bool) -> None:
     """
     from pipeline_poc.worker import run_worker, run_workers  # noqa: PLC0415 - imports RQ
 
-    is_chosen = click.get_current_context().find_root().params.get("entity") is not None
-    entities = [chosen_entity(settings).name] if is_chosen else settings.entities
+    entities = [chosen_entity(settings).name] if named_entity() else settings.entities
     if count * len(entities) == 1:
         with open_services(settings) as services:
             jobs = run_worker(services, burst=burst, close=True)

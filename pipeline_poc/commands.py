@@ -100,9 +100,15 @@ def open_services(settings: Settings, *, answer_timeout_s: float = 60.0) -> "Ser
     return Services(settings, entity=chosen_entity(settings), answer_timeout_s=answer_timeout_s)
 
 
+def named_entity() -> str | None:
+    """Return what --entity says; None where it is not given."""
+    name: str | None = click.get_current_context().find_root().params.get("entity")
+    return name
+
+
 def chosen_entity(settings: Settings) -> Entity:
     """Return the entity that --entity names, posts where it names none; raises as `open_services` does."""
-    name: str = click.get_current_context().find_root().params.get("entity") or POSTS.name
+    name = named_entity() or POSTS.name
     if name not in settings.entities:
         raise SettingsError(f"--entity {name} is none of ENTITIES ({', '.join(settings.entities)})")
     return ENTITIES[name]

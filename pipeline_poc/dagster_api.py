@@ -159,7 +159,7 @@ class DagsterApi:
 
     def __init__(self, client: httpx.AsyncClient, entity: Entity = POSTS) -> None:
         self._client = client
-        self._ingestion_job = f"ingest_{entity.name}"
+        self._ingestion_job = entity.job("ingest")
 
     async def close(self) -> None:
         """Close the client."""

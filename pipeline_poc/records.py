@@ -81,6 +81,8 @@ class Value:
     meaning: str
 
 
+WEB_PATH = "/entities/{entity}"
+"""Begin of the paths at which the web server answers about any entity but the first one."""
 _FIRST = "posts"
 """The entity whose batches, queue and so on have plain names; those of the others are told apart by theirs."""
 
@@ -100,7 +102,15 @@ class Entity:
     @property
     def web_path(self) -> str:
         """Begin of the paths at which the web server answers about it."""
-        return "" if self.name == _FIRST else f"/entities/{self.name}"
+        return "" if self.name == _FIRST else WEB_PATH.format(entity=self.name)
+
+    def job(self, verb: str) -> str:
+        """Return the name of Dagster's job that does something to it, such as `ingest`."""
+        return f"{verb}_{self.name}"
+
+    def schedule(self, verb: str) -> str:
+        """Return the name of the schedule of such a job."""
+        return f"{self.job(verb)}_every_ten_minutes"
 
     @property
     def noun(self) -> str:

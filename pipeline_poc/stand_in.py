@@ -101,12 +101,15 @@ class StandIn:
             changed at any time. A function in place of a record is asked each time.
         behaviour: Parameters, as in a query, that count for every request that doesn't give
             them itself; to be changed at any time.
+        open: No request is answered while this is clear.
         hits: Number of requests so far; counts failed ones as well.
     """
 
     def __init__(self, port: int = 0, host: str = "127.0.0.1") -> None:
         self.posts: dict[int, Any] = {}
         self.behaviour: dict[str, str] = {}
+        self.open = threading.Event()
+        self.open.set()
         self.hits = 0
         self._address = (host, port)
         self._requests: Counter[str] = Counter()
@@ -221,6 +224,7 @@ class _Handler(BaseHTTPRequestHandler):
             problems = [f"{problem['loc'][0]}: {problem['msg']}" for problem in error.errors(include_url=False)]
             return self._send_json(HTTPStatus.BAD_REQUEST, {"error": "; ".join(problems)})
         time.sleep(query.delay_ms / 1000)
+        stand_in.open.wait()
         if status := query.failure(self.path, number):
             headers = {} if query.retry_after is None else {"Retry-After": str(query.retry_after)}
             return self._send_json(status, {"error": "as the query asked for"}, headers)

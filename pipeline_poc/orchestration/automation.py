@@ -29,7 +29,6 @@ from pydantic import Field
 
 from pipeline_poc.clock import utc_now
 from pipeline_poc.orchestration.assets import Assets
-from pipeline_poc.orchestration.checks import check_job
 from pipeline_poc.orchestration.pace import CHECK_CRON, INGESTION_CRON, PRUNING_CRON
 from pipeline_poc.orchestration.pruning import prune
 from pipeline_poc.orchestration.resources import services_of_process
@@ -58,27 +57,26 @@ class Automation(NamedTuple):
 
 def automation_of(entity: Entity, assets: Assets) -> Automation:
     """Return the jobs and schedules of an entity, and the sensor that enqueues its backlog."""
-    name = entity.name
     checks = AssetSelection.checks_for_assets(assets.raw, assets.rows)
     jobs = [
-        _job(f"ingest_{name}", AssetSelection.assets(assets.raw), "Ingest the source into the raw store."),
+        _job(entity.job("ingest"), AssetSelection.assets(assets.raw), "Ingest the source into the raw store."),
         _job(
-            f"migrate_{name}",
+            entity.job("migrate"),
             AssetSelection.assets(assets.rows),
             "Migrate the whole backlog in one run, past the queue and its workers.",
         ),
-        _job(check_job(entity), checks, "Check that the pipeline moves; materializes nothing."),
+        _job(entity.job("check"), checks, "Check that the pipeline moves; materializes nothing."),
     ]
     schedules = [
         _scheduled(
-            f"ingest_{name}_every_ten_minutes",
-            f"ingest_{name}",
+            entity.schedule("ingest"),
+            entity.job("ingest"),
             INGESTION_CRON,
             "Ingest every ten minutes, but never beside another run of the job that is still under way.",
         ),
         _scheduled(
-            f"check_{name}_every_ten_minutes",
-            check_job(entity),
+            entity.schedule("check"),
+            entity.job("check"),
             CHECK_CRON,
             # What workers do, and what nobody does, shows in no run.
             "Evaluate all asset checks every ten minutes, though nothing is materialized.",
@@ -111,7 +109,7 @@ def _scheduled(name: str, job_name: str, cron: str, description: str) -> Schedul
 
 def _enqueueing(entity: Entity) -> SensorDefinition:
     @sensor(
-        name=f"enqueue_{entity.name}",
+        name=entity.job("enqueue"),
         description="Put the backlog on the migration queue, a window at a time, and mend what outages left.",
         minimum_interval_seconds=_SENSOR_INTERVAL_S,
         default_status=DefaultSensorStatus.RUNNING,

@@ -63,11 +63,6 @@ class Comparison(Config):
     sample_size: int = Field(default=findings.SAMPLE, ge=1, description="About so many ids, spread over all of them.")
 
 
-def check_job(entity: Entity) -> str:
-    """Return the name of the job that evaluates the checks of an entity, and nothing else."""
-    return f"check_{entity.name}"
-
-
 def checks_of(entity: Entity, assets: Assets) -> list[AssetChecksDefinition]:
     """Return the checks of an entity's assets."""
 
@@ -94,7 +89,7 @@ def checks_of(entity: Entity, assets: Assets) -> list[AssetChecksDefinition]:
         """Check that the backlog moves, and that both stores agree."""
         of = services.of(entity.name)
         # Before the checks, which Dagster shows for the latest report only. Whoever migrates reports by themselves.
-        if context.run.job_name == check_job(entity) and not of.ledger.backlog().batches:
+        if context.run.job_name == entity.job("check") and not of.ledger.backlog().batches:
             context.instance.report_runless_asset_event(confirmation(entity))
 
         @cache

@@ -48,7 +48,7 @@ def ingest_in_process(defs: Definitions, entity: Entity, instance: DagsterInstan
     Raises:
         Exception: Whatever made the run fail; the pipeline's own error is among its causes.
     """
-    run = defs.resolve_job_def(f"ingest_{entity.name}").execute_in_process(
+    run = defs.resolve_job_def(entity.job("ingest")).execute_in_process(
         instance=instance,
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
         tags={"pipeline_poc/started_by": "up"},

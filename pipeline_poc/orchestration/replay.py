@@ -54,7 +54,7 @@ class RepairConfig(Config):
 
 def desk_jobs_of(entity: Entity) -> list[JobDefinition]:
     """Return the jobs that an operator launches about an entity."""
-    replaying, repairing = f"replay_{entity.name}", f"repair_{entity.name}"
+    replaying, repairing = entity.job("replay"), entity.job("repair")
     put_back, repair_faults = f"put_back_{entity.name}", f"repair_faults_of_{entity.name}"
 
     @op(name=put_back, description="Put migrated records back into the backlog, so that their rows are written again.")
@@ -72,7 +72,7 @@ def desk_jobs_of(entity: Entity) -> list[JobDefinition]:
         tags=one_at_a_time(replaying),
         config={"ops": {put_back: {"config": {"dry_run": True}}}},
         description="Migrate again: a list or a range of ids, what has changed since a time, or everything. "
-        f"Workers, or a run of `migrate_{entity.name}`, write the rows. As it stands, it only counts.",
+        f"Workers, or a run of `{entity.job('migrate')}`, write the rows. As it stands, it only counts.",
     )
     def replay_() -> None:
         """Migrate again."""

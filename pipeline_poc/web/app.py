@@ -16,6 +16,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from pipeline_poc.posts import POSTS
+from pipeline_poc.records import WEB_PATH
 from pipeline_poc.settings import Settings
 from pipeline_poc.web import desk_routes, login, pipeline_routes, problems, replay_routes, stream_routes
 from pipeline_poc.web.access import PUBLIC_PATHS, first_segment
@@ -24,7 +25,7 @@ from pipeline_poc.web.context import Context
 from pipeline_poc.web.guard import guarded
 from pipeline_poc.web.limits import Limiter
 from pipeline_poc.web.live import Live
-from pipeline_poc.web.parameters import ENTITY_PREFIX, known_entity
+from pipeline_poc.web.parameters import known_entity
 
 _DESCRIPTION = """\
 The pipeline's endpoints, beside Dagster's UI and its GraphQL on the same port.
@@ -116,12 +117,12 @@ def create_app(contexts: Mapping[str, Context], authenticator: Authenticator, li
     for router in routers:
         app.include_router(router)
     for router in of_entity if len(contexts) > 1 else ():
-        app.include_router(router, prefix=ENTITY_PREFIX, dependencies=[Depends(known_entity)])
+        app.include_router(router, prefix=WEB_PATH, dependencies=[Depends(known_entity)])
     _make_docs(app)
     app.mount("/pipeline/static", StaticFiles(directory=stream_routes.STATIC), name="static")
     routes = [*app.routes, *(route for router in routers for route in router.routes)]
     families = {first_segment(route.path) for route in routes if isinstance(route, (Route, Mount))}
-    app.state.families = frozenset(families | {first_segment(ENTITY_PREFIX)})
+    app.state.families = frozenset(families | {first_segment(WEB_PATH)})
     return app
 
 

@@ -148,7 +148,7 @@ class Live:
 
 def next_ingestion(context: Context) -> datetime | None:
     """Return when the schedule ingests next; None where it is stopped, or Dagster is away."""
-    state, name = context.inspector.dagster_state, f"ingest_{context.entity.name}_every_ten_minutes"
+    state, name = context.inspector.dagster_state, context.entity.schedule("ingest")
     return next(
         (each.next_at for each in (state.schedules if state else ()) if each.name == name and each.is_running), None
     )

@@ -13,10 +13,6 @@ Cursor = Annotated[
 DryRun = Annotated[bool, Query(alias="dryRun", description="Only say what would be done.")]
 
 
-ENTITY_PREFIX = "/entities/{entity}"
-"""Begin of the paths that are about other entities than posts."""
-
-
 def known_entity(request: Request, entity: Annotated[str, Path(description="One of ENTITIES.")]) -> None:
     """Refuse paths of entities that don't move here."""
     if entity not in request.app.state.contexts:

@@ -16,13 +16,13 @@ import pymongo
 import pymysql
 import pytest
 import redis
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, expect, sync_playwright
 from sqlalchemy.engine import make_url
 
 from pipeline_poc.chaos.servers import MariaDB, Mongo, Redis
 from pipeline_poc.embedded import free_port
 from pipeline_poc_tests.acceptance.jsonplaceholder import JsonPlaceholder
-from pipeline_poc_tests.acceptance.programs import Programs
+from pipeline_poc_tests.acceptance.programs import TIMEOUT_S, Programs
 from pipeline_poc_tests.conftest import NOT_TESTED, note
 
 
@@ -83,7 +83,8 @@ CHROMIUM_FLAGS = (
 
 @contextmanager
 def chromium_in(programs: Programs) -> Iterator[Browser]:
-    """Start Chromium in the environment of programs."""
+    """Start Chromium in the environment of programs; what is expected of its pages has the usual time to come."""
+    expect.set_options(timeout=TIMEOUT_S * 1000)
     with sync_playwright() as playwright:
         environment: dict[str, str | float | bool] = {**programs.environment()}
         browser = playwright.chromium.launch(

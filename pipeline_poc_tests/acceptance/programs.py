@@ -48,9 +48,9 @@ _NOWHERE = "http://127.0.0.1:9"
 """A proxy that isn't there: no test reaches the internet."""
 
 
-def stop_limit_s() -> float:
+def allowed_s(promised_s: float = STOP_S) -> float:
     """Return how long stopping may take: as promised, or longer in proportion where the cores have too much to do."""
-    return STOP_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
+    return promised_s * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 def until(condition: Callable[[], T], what: str, timeout_s: float = TIMEOUT_S) -> T:
@@ -212,7 +212,7 @@ class Programs:
             yield program
             status, stopped_s = self.stop(program, signal.SIGTERM)
             assert status == 0, program.said
-            assert stopped_s < stop_limit_s()
+            assert stopped_s < allowed_s()
             assert "Traceback" not in program.said
         finally:
             self.kill_all()

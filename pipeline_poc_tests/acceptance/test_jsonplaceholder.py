@@ -61,6 +61,7 @@ def test_posts_arrive_identical_to_the_byte(
     assert changed["version"] > rows[0]["version"]
 
 
+@pytest.mark.slow
 def test_every_entity_arrives(on_servers: Programs, stores: Stores, jsonplaceholder_server: JsonPlaceholder) -> None:
     """All that the real API serves gets to MariaDB through queue and workers, each value as it was served."""
     on_servers.settings["source_url"] = jsonplaceholder_server.url

@@ -15,6 +15,7 @@ from pipeline_poc.embedded import free_port
 from pipeline_poc.stand_in import StandIn
 from pipeline_poc_tests.acceptance.conftest import Stores
 from pipeline_poc_tests.acceptance.programs import Programs, until
+from pipeline_poc_tests.acceptance.schedules import stop_ingesting
 from pipeline_poc_tests.conftest import Figures
 
 pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
@@ -63,6 +64,7 @@ def test_worker_killed_in_the_middle_of_a_batch(
     assert [batch["attempts"] for batch in stores.batches()] == [2]
 
 
+@pytest.mark.slow
 def test_daemon_killed_in_a_tick(
     on_servers: Programs,
     stores: Stores,
@@ -72,6 +74,7 @@ def test_daemon_killed_in_a_tick(
 ) -> None:
     """`up` replaces a Dagster daemon that is killed in a tick, and the backlog is enqueued all the same."""
     on_servers.settings["source_url"] = stand_in.url
+    stop_ingesting(on_servers.data_dir)
     program = on_servers.start("up", web_port=free_port())
     program.wait_for("The UI is at")
 
@@ -122,6 +125,7 @@ def attempts_wasted(stores: Stores) -> int:
     return sum(batch["attempts"] - 1 for batch in stores.batches())
 
 
+@pytest.mark.slow
 def test_relational_store_away(  # noqa: PLR0917 - fixtures
     on_servers: Programs,
     stores: Stores,
@@ -165,6 +169,7 @@ def health(programs: Programs) -> dict[str, dict[str, object]]:
     return {name: found[0] for name, found in json.loads(programs.run("status", "--json").out)["checks"].items()}
 
 
+@pytest.mark.slow
 def test_relational_store_read_only(  # noqa: PLR0917 - fixtures
     on_servers: Programs,
     stores: Stores,

@@ -23,6 +23,7 @@ GROWTH_MAX_MB = 15.0
 """What allocator and caches may take between a tenth of the work and its end."""
 
 
+@pytest.mark.slow
 def test_workers_stay_flat(on_servers: Programs, stores: Stores, stand_in: StandIn, measured: Figures) -> None:
     """Two workers migrate everything that is queued, in memory that does not depend on how much that is."""
     stand_in.behaviour = {"n": str(POSTS)}
@@ -55,6 +56,7 @@ def test_workers_stay_flat(on_servers: Programs, stores: Stores, stand_in: Stand
     assert rss_mb[late] - rss_mb[early] < GROWTH_MAX_MB
 
 
+@pytest.mark.slow
 def test_queue_is_rebuilt(on_servers: Programs, stores: Stores, stand_in: StandIn, measured: Figures) -> None:
     """Ticks put the whole backlog back on a queue that was wiped, whatever its size."""
     stand_in.behaviour = {"n": str(POSTS)}

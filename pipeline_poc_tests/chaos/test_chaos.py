@@ -46,6 +46,7 @@ def test_fault_runs_break_no_promise(tmp_path: Path, measured: Figures) -> None:
     assert found["kinds_of_faults_struck"] >= 4
 
 
+@pytest.mark.slow
 def test_whole_pipeline_breaks_no_promise(tmp_path: Path, measured: Figures) -> None:
     """Daemon, web server, code server, ingestions and workers are killed while posts flow, and all posts arrive."""
     report = tmp_path / "report.json"

@@ -5,7 +5,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Self
 
 import psutil
@@ -18,6 +18,7 @@ from redis.retry import Retry
 
 from pipeline_poc.chaos.proxy import Fault, Proxy
 from pipeline_poc.chaos.servers import Mongo, Redis
+from pipeline_poc_tests.acceptance.programs import until
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -139,14 +140,6 @@ def read(connection: socket.socket, size: int) -> bytes:
     while len(answer) < size and (chunk := connection.recv(65_536)):
         answer += chunk
     return bytes(answer)
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what is to happen soon."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 def test_carries_all(echo: Proxy) -> None:
@@ -271,7 +264,7 @@ def test_blackhole(redis_proxy: Proxy, redis_client: "redis.Redis") -> None:
             new.settimeout(0.1)
             with pytest.raises(TimeoutError):
                 new.recv(1)
-            wait_until(lambda: redis_proxy.struck == 3)
+            until(lambda: redis_proxy.struck == 3, "the fault strikes")
             redis_proxy.set(None)
             for connection in (waiting, new):
                 with pytest.raises(ConnectionResetError):
@@ -288,7 +281,7 @@ def test_latency(redis_proxy: Proxy, redis_server: Redis) -> None:
         redis_proxy.set(Fault("latency", seconds=0.3))
         began = time.monotonic()
         client.set("large", bytes(1_500_000))
-        assert 0.6 <= time.monotonic() - began < 3
+        assert 0.6 <= time.monotonic() - began < 0.3 * 20  # Once for each part would be more.
         assert redis_proxy.struck > 20
         redis_proxy.set(Fault("latency", seconds=300.0))
         timer = threading.Timer(0.2, redis_proxy.set, [None])
@@ -323,16 +316,16 @@ def test_cut(sink: tuple[Proxy, Recorder], size: int) -> None:
     proxy, server = sink
     fault = Fault("cut", after_bytes=size)
     with connect(proxy) as other, connect(proxy) as connection:
-        wait_until(lambda: len(server.received) == 2)
+        until(lambda: len(server.received) == 2, "both are connected")
         proxy.set(fault)
         with pytest.raises(ConnectionError):
             connection.sendall(bytes(50_000_000))
-        wait_until(lambda: len(server.ends) == 1)
+        until(lambda: len(server.ends) == 1, "the connections end")
         assert server.ends[0][0] == "reset"
         assert server.total == size
         assert (proxy.fault, proxy.struck) == (fault, 1)
         other.sendall(bytes(5_000_000))
-        wait_until(lambda: server.total == size + 5_000_000)
+        until(lambda: server.total == size + 5_000_000, "all bytes arrive")
 
 
 def test_cut_waits_for_the_receiver() -> None:
@@ -341,7 +334,7 @@ def test_cut_waits_for_the_receiver() -> None:
         proxy.set(Fault("cut", after_bytes=200_000))
         with connect(proxy) as connection, pytest.raises(ConnectionError):
             connection.sendall(bytes(50_000_000))
-        wait_until(lambda: len(server.ends) == 1)
+        until(lambda: len(server.ends) == 1, "the connections end")
         assert server.total == 200_000
 
 
@@ -366,10 +359,10 @@ def test_slow_close(sink: tuple[Proxy, Recorder]) -> None:
     proxy.set(Fault("slow_close", seconds=0.4))
     connection = connect(proxy)
     connection.sendall(b"at once")
-    wait_until(lambda: server.total == 7)
+    until(lambda: server.total == 7, "all bytes arrive")
     closed = time.monotonic()
     connection.close()
-    wait_until(lambda: len(server.ends) == 1)
+    until(lambda: len(server.ends) == 1, "the connections end")
     assert server.ends[0][1] - closed >= 0.4
     assert server.ends[0][0] == "closed"
 
@@ -382,12 +375,12 @@ def test_slow_close_ends(sink: tuple[Proxy, Recorder]) -> None:
     rude = connect(proxy)
     rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     rude.sendall(b"arrives")
-    wait_until(lambda: server.total == 7)
+    until(lambda: server.total == 7, "all bytes arrive")
     rude.close()
-    wait_until(lambda: proxy.struck == 2)
+    until(lambda: proxy.struck == 2, "the fault strikes")
     assert not server.ends
     proxy.set(None)
-    wait_until(lambda: len(server.ends) == 2)
+    until(lambda: len(server.ends) == 2, "the connections end")
     assert {end for end, _ in server.ends} == {"closed", "reset"}
 
 

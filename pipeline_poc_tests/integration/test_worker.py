@@ -31,7 +31,7 @@ from pipeline_poc.services import Services
 from pipeline_poc.settings import Settings
 from pipeline_poc.stand_in import StandIn
 from pipeline_poc.worker import run_worker
-from pipeline_poc_tests.acceptance.programs import until
+from pipeline_poc_tests.acceptance.programs import TIMEOUT_S, until
 from pipeline_poc_tests.integration.workers import Start
 from pipeline_poc_tests.scripts import script
 
@@ -336,12 +336,9 @@ def test_a_worker_finishes_its_job_on_sigterm(
     services.tick()
     command = [sys.executable, "-m", "pipeline_poc", "worker"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as worker:
-        deadline = time.monotonic() + 40
-        while services.raw_store.counts().migrated == 0:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: services.raw_store.counts().migrated, "a batch is migrated")
         worker.send_signal(signal.SIGTERM)
-        assert worker.wait(20) == 0
+        assert worker.wait(TIMEOUT_S) == 0
     assert services.queue.snapshot().started == frozenset()
     assert {batch.attempts for batch in services.ledger.batches("open")} <= {0}
     assert services.reconcile().ok

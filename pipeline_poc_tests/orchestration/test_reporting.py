@@ -11,6 +11,7 @@ from pipeline_poc.migration import MigrationResult
 from pipeline_poc.orchestration.reporting import Reporter
 from pipeline_poc.services import Services
 from pipeline_poc.worker import run_worker
+from pipeline_poc_tests.acceptance.programs import until
 
 
 def reports() -> list[dict[str, Any]]:
@@ -46,9 +47,7 @@ def test_reports_come_now_and_then(dagster_home: Path) -> None:
     assert reports() == []  # Which sets up the storage: Dagster can't do that twice at once.
     with Reporter(dagster_home, interval_s=0.05) as reporter:
         reporter.add(result(1))
-        deadline = time.monotonic() + 20
-        while not reports() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        until(reports, "the first report")
         assert [report["migrated"] for report in reports()] == [1]
         reporter.add(result(2))
     assert [report["migrated"] for report in reports()] == [1, 2]

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from playwright._impl._driver import compute_driver_executable
 from pipeline_poc.chaos.compose import Part, Service, first_statements, interpolated, lay_out, service
 from pipeline_poc.chaos.releases import next_release
 from pipeline_poc.relational_store import SCHEMA_VERSION
+from pipeline_poc_tests.acceptance.programs import until
 
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
@@ -131,10 +131,7 @@ def test_a_part_ends_as_a_container_does(tmp_path: Path, trap: str, by_itself: b
     assert not part.has_died
     assert part.stop() is by_itself
     child = int((tmp_path / "child").read_text())
-    deadline = time.monotonic() + 5
-    while _lives(child):
-        assert time.monotonic() < deadline, "a child outlives its container"
-        time.sleep(0.02)
+    until(lambda: not _lives(child), "the child is gone with its container")
 
 
 def test_a_part_runs_the_release_that_it_is_given(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def test_a_key_at_work(api: httpx.Client, services: Services) -> None:
         with services.queue.tick_lock() as mine:  # Which keeps the server's tick waiting.
             assert mine
             asked = [pool.submit(api.post, TRIGGER, headers=key("a")) for _ in range(8)]
-            until(lambda: sum(future.done() for future in asked) == 7, "all but one are answered", 10.0)
+            until(lambda: sum(future.done() for future in asked) == 7, "all but one are answered")
         answers = [future.result() for future in asked]
     [winner] = [answer for answer in answers if answer.status_code == 200]
     assert (winner.json()["jobs"], "idempotent-replayed" in winner.headers) == (1, False)
@@ -144,10 +144,10 @@ def test_pause_and_resume(api: httpx.Client, services: Services, settings: Setti
     assert paused["outstanding"] == 3
     tick = services.tick()
     assert (tick.mode, tick.enqueued) == ("paused", 0)
-    until(lambda: mode_check(api)["status"] == "warn", "health warns", 10.0)
+    until(lambda: mode_check(api)["status"] == "warn", "health warns")
     check = mode_check(api)
     assert (check["observedValue"], "maintenance of <MySQL>" in check["output"]) == ("paused", True)
-    until(lambda: api.get("/overview").json()["mode"] == "paused", "the overview shows it", 10.0)
+    until(lambda: api.get("/overview").json()["mode"] == "paused", "the overview shows it")
     assert api.get("/overview").json()["modeReason"] == "maintenance of <MySQL>"
     assert api.get("/data-migration/queue-jobs").json()["counts"]["paused"] is True
     command = [sys.executable, "-m", "pipeline_poc", "worker"]
@@ -167,7 +167,7 @@ def test_pause_and_resume(api: httpx.Client, services: Services, settings: Setti
             until(lambda: states() == ["idle"], "the worker is idle")
         finally:
             worker.terminate()
-    until(lambda: mode_check(api)["status"] == "pass", "health is content", 10.0)
+    until(lambda: mode_check(api)["status"] == "pass", "health is content")
 
 
 def test_drain(api: httpx.Client, services: Services) -> None:
@@ -178,7 +178,7 @@ def test_drain(api: httpx.Client, services: Services) -> None:
     drained = api.post("/data-migration/drain").json()
     assert (drained["mode"], drained["reason"], drained["outstanding"]) == ("draining", None, 3)
     assert services.tick().enqueued == 0
-    until(lambda: mode_check(api)["status"] == "warn", "health warns", 10.0)
+    until(lambda: mode_check(api)["status"] == "warn", "health warns")
     for batch_id in services.queue.snapshot().queued:
         services.queue.rq.remove(batch_id)
     assert api.post("/data-migration/drain").json()["outstanding"] == 0

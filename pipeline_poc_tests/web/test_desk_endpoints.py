@@ -268,7 +268,7 @@ def test_reconciliation_and_repair(api: httpx.Client, services: Services, databa
             found = api.get("/reconciliation").json()
             return found if found["state"] == "done" and found["endedAt"] != before["endedAt"] else None
 
-        found: dict[str, Any] = until(look, "the comparison is done", 20.0)
+        found: dict[str, Any] = until(look, "the comparison is done")
         assert at(found["startedAt"]) <= at(found["endedAt"])
         assert found["stored"] == found["migrated"] + found["backlog"] + found["quarantined"]
         return found
@@ -307,4 +307,4 @@ def test_a_reconciliation_that_is_under_way_is_joined(api: httpx.Client, service
     services.state.save("reconciliation", running | {"aliveAt": began_at - timedelta(minutes=5)})
     assert api.get("/reconciliation").json()["state"] == "failed"
     api.post("/reconciliation")
-    until(lambda: api.get("/reconciliation").json()["state"] == "done", "another one is done", 20.0)
+    until(lambda: api.get("/reconciliation").json()["state"] == "done", "another one is done")

@@ -111,4 +111,4 @@ def test_streams_are_bounded(api: httpx.Client) -> None:
         with api.stream("GET", "/events") as response:
             return response.status_code == 200
 
-    until(opens, "there is room again", 20.0)
+    until(opens, "there is room again")

@@ -106,7 +106,7 @@ def _check_histogram(samples: Sequence[Sample]) -> None:
 
 def test_an_empty_pipeline(api: httpx.Client) -> None:
     """A pipeline that has done nothing has all its metrics, at zero, and names its version."""
-    until(lambda: Scrape(api)("pipeline_posts", state="backlog") == 0, "the first count", 20.0)
+    until(lambda: Scrape(api)("pipeline_posts", state="backlog") == 0, "the first count")
     scrape = Scrape(api)
     assert scrape.labels("pipeline_build_info", "version") == [api.get("/health").json()["releaseId"]]
     assert (
@@ -150,7 +150,7 @@ def test_values_are_what_happened(
         # Posts are counted in the background, with rests.
         return scrape if is_new and scrape("pipeline_posts", state="migrated") == migrated else None
 
-    scrape: Scrape = until(counted, "the metrics show all", 60.0)
+    scrape: Scrape = until(counted, "the metrics show all")
     posts = [scrape("pipeline_posts", state=state) for state in ("migrated", "backlog", "quarantined")]
     assert posts == [migrated, waiting, 2]
     for result, number in {"new": 100, "changed": 0, "unchanged": 0, "quarantined": 17}.items():
@@ -203,7 +203,7 @@ def test_requests_are_counted_by_route(web: httpx.Client, services: Services) ->
         is_counted = scrape("pipeline_http_request_seconds_count", route="/events")
         return scrape if is_counted else None
 
-    scrape: Scrape = until(counted, "requests are counted", 20.0)
+    scrape: Scrape = until(counted, "requests are counted")
     assert scrape("pipeline_http_requests_total", route="/posts/{externalId}", method="GET", status="404") == 2
     counts = {
         (sample.labels["route"], sample.labels["method"], sample.labels["status"]): sample.value
@@ -284,7 +284,7 @@ def test_labels_are_bounded(api: httpx.Client, services: Services, database: Doc
         scrape = Scrape(api)
         return scrape if scrape.labels("pipeline_retries_total", "reason") else None
 
-    scrape: Scrape = until(shown, "the metrics show it", 20.0)
+    scrape: Scrape = until(shown, "the metrics show it")
     for name, total in {
         "pipeline_quarantined": 203 + 5 + 5 + 3,
         "pipeline_dead_letter_batches": 120,

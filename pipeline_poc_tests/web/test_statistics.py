@@ -51,7 +51,7 @@ def counted(api: httpx.Client, **posts: int) -> dict[str, Any]:
         found = api.get(MIGRATION).json()
         return found if found["posts"] == posts else None
 
-    found: dict[str, Any] = until(look, f"counted {posts}", 20.0)
+    found: dict[str, Any] = until(look, f"counted {posts}")
     return found
 
 
@@ -79,7 +79,7 @@ def test_posts_add_up(api: httpx.Client, services: Services) -> None:
         found = api.get(MIGRATION).json()
         return found if found["waiting"] == {"batches": 2, "posts": 20} else None
 
-    migration = until(live, "the ledger's backlog", 20.0)
+    migration = until(live, "the ledger's backlog")
     assert migration["mode"] == "running"
     assert 0 < migration["lagS"] < 120
 
@@ -97,7 +97,7 @@ def test_posts_add_up_while_they_move(api: httpx.Client, services: Services) -> 
     seen.append(counted(api, stored=150, migrated=150, backlog=0, quarantined=0)["posts"])
     assert all(posts["stored"] == posts["migrated"] + posts["backlog"] + posts["quarantined"] == 150 for posts in seen)
     assert [posts["migrated"] for posts in seen] == sorted(posts["migrated"] for posts in seen)
-    until(lambda: api.get(MIGRATION).json()["lagS"] == 0, "nothing waits", 10.0)
+    until(lambda: api.get(MIGRATION).json()["lagS"] == 0, "nothing waits")
 
 
 def test_the_age_of_counts_is_told(api: httpx.Client, services: Services) -> None:
@@ -111,7 +111,7 @@ def test_the_age_of_counts_is_told(api: httpx.Client, services: Services) -> Non
         times = (found["freshness"]["countedAt"], found["live"]["asOf"])
         return found if all(at(time) > changed_at for time in times) else None
 
-    found = until(look, "a count after the change", 20.0)
+    found = until(look, "a count after the change")
     assert found["posts"]["stored"] == 10
     assert found["freshness"]["maxAgeS"] >= 0.2
     assert found["live"]["maxAgeS"] == 30
@@ -140,7 +140,8 @@ def test_requests_count_nothing(api: httpx.Client, services: Services, database:
     for _ in range(20):
         for path in (INGESTION, MIGRATION):
             found = api.get(path).json()
-            assert (found["posts"], found["freshness"]) == (before["posts"], before["freshness"])
+            assert found["posts"] == before["posts"]
+            assert found["freshness"]["countedAt"] == before["freshness"]["countedAt"]
     services.adopt()
     counted(api, stored=15, migrated=0, backlog=15, quarantined=0)
 
@@ -158,7 +159,7 @@ def test_throughput_and_attempts(api: httpx.Client, services: Services) -> None:
         found = api.get(MIGRATION).json()
         return found if found["waiting"] == {"batches": 1, "posts": 10} and found["attempts"]["retries"] else None
 
-    found = until(look, "the live numbers are those of now", 10.0)
+    found = until(look, "the live numbers are those of now")
     throughput = found["throughput"]
     # The begin of the minute's window may have passed a part of it meanwhile.
     assert 0 < throughput["perS1m"] <= 0.5
@@ -175,7 +176,7 @@ def test_workers(api: httpx.Client, services: Services, worker: MigrationWorker)
             found = api.get(MIGRATION).json()["workers"]
             return found if [each["state"] for each in found] == [state] else None
 
-        return until(look, f"a worker is {state}", 10.0)[0]
+        return until(look, f"a worker is {state}")[0]
 
     worker.set_state("idle")
     idle = shown("idle")
@@ -190,7 +191,7 @@ def test_workers(api: httpx.Client, services: Services, worker: MigrationWorker)
     assert busy["batch"] == batch_id
     assert 0 <= busy["busyS"] < 60
     worker.register_death()
-    until(lambda: api.get(MIGRATION).json()["workers"] == [], "the worker has gone", 10.0)
+    until(lambda: api.get(MIGRATION).json()["workers"] == [], "the worker has gone")
 
 
 def test_how_the_ingestion_went(api: httpx.Client, settings: Settings, stand_in: StandIn) -> None:
@@ -206,7 +207,7 @@ def test_how_the_ingestion_went(api: httpx.Client, settings: Settings, stand_in:
             shown = {"errorsSince": found["errorsSince"], **(found["lastRun"] or {})}
             return found if all(shown.get(name) == value for name, value in wanted.items()) else None
 
-        return until(look, f"the statistics show {wanted}", 10.0)
+        return until(look, f"the statistics show {wanted}")
 
     with Services(settings.model_copy(update=source)) as services:
         services.ingest()
