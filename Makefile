@@ -42,7 +42,7 @@ run: install  ## Start the whole pipeline; Ctrl-C stops it
 PYTEST := .venv/bin/pytest $(if $(WITHOUT_MYSQL),--without-mysql)
 
 test: install mariadb lint  ## Lint, then run the tests; ARGS="-k word" goes to pytest, WITHOUT_MYSQL=1 leaves MariaDB out
-	$(PYTEST) --numprocesses 4 --dist loadgroup -m 'not slow' $(ARGS)
+	$(PYTEST) --numprocesses 3 --dist loadfile --no-loadscope-reorder -m 'not slow' $(ARGS)
 
 proofs: install mariadb  ## Run the tests that take too long for `make test`, one after the other
 	$(PYTEST) -m slow $(ARGS)

@@ -83,7 +83,8 @@ class _Service:
 
 def _mongo_command(home: Path, port: int) -> list[str]:
     config = home / "secantusd.toml"  # Given by name, it keeps SecantusDB from looking for one elsewhere.
-    config.write_text('[storage]\ncache_size = "256M"\n')
+    # With less, a large update may fill so much of it that the store waits for itself, for ever.
+    config.write_text('[storage]\ncache_size = "1G"\n')
     address = ["--host", "127.0.0.1", "--port", str(port), "--storage-path", str(home / "data")]
     return [sys.executable, "-P", "-m", "secantus", "--config", str(config), "--log-level", "WARNING", *address]
 

@@ -30,6 +30,7 @@ class _Child:
     command: Sequence[str]
     process: subprocess.Popen[bytes]
     started_at: float
+    is_needed: bool = False
     deaths: int = 0
     start_again_at: float | None = None
 
@@ -80,14 +81,15 @@ class Children:
         self._list.unlink(missing_ok=True)
         return [entry["name"] for entry in ended]
 
-    def start(self, name: str, command: Sequence[str]) -> None:
+    def start(self, name: str, command: Sequence[str], *, is_needed: bool = False) -> None:
         """Start a child.
 
         Args:
             name: Of its log file, too.
             command: Program and arguments.
+            is_needed: Whether other children can't do without it, and complain.
         """
-        self._children.append(_Child(name, command, self._spawn(name, command), time.monotonic()))
+        self._children.append(_Child(name, command, self._spawn(name, command), time.monotonic(), is_needed))
         self._save()
 
     def look_after(self) -> None:
@@ -114,14 +116,21 @@ class Children:
                 self._save()
 
     def stop(self) -> None:
-        """Ask all children to stop, then kill those that are slow; takes 5 s at most."""
-        for child in self._children:
-            if child.process.poll() is None:
-                signal_group(child.process.pid, signal.SIGTERM)
+        """Ask all children to stop, those that others need when the others are gone; kill those that are slow.
+
+        Takes 5 s at most.
+        """
         deadline = time.monotonic() + _STOP_S
+        others = [child for child in self._children if not child.is_needed]
+        needed = [child for child in self._children if child.is_needed]
+        for asked, awaited, until in ((others, others, deadline - _STOP_S / 2), (needed, self._children, deadline)):
+            for child in asked:
+                if child.process.poll() is None:
+                    signal_group(child.process.pid, signal.SIGTERM)
+            for child in awaited:
+                with suppress(subprocess.TimeoutExpired):
+                    child.process.wait(max(0.05, until - time.monotonic()))
         for child in self._children:
-            with suppress(subprocess.TimeoutExpired):
-                child.process.wait(max(0.05, deadline - time.monotonic()))
             signal_group(child.process.pid, signal.SIGKILL)
             child.process.wait()
         self._children.clear()

@@ -212,7 +212,7 @@ class Pipeline:
         # The same as before, if it is free: by it Dagster knows the ticks that it has kept.
         before = re.search(r"port: (\d+)", self._workspace.read_text()) if self._workspace.exists() else None
         port = free_port(int(before[1]) if before else None)
-        self.children.start("code-server", code_server(port, self._workspace))
+        self.children.start("code-server", code_server(port, self._workspace), is_needed=True)
         self._code_server_port = port
 
     def look_after(self) -> None:

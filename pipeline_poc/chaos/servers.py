@@ -151,7 +151,7 @@ class Mongo(Server):
     def _command(self) -> list[str]:
         (self.home / "secantusd.toml").touch()
         address = ["--host", "127.0.0.1", "--port", str(self.port), "--storage-path", str(self.home / "data")]
-        config = ["--config", str(self.home / "secantusd.toml"), "--cache-size", "256M", "--log-level", "WARNING"]
+        config = ["--config", str(self.home / "secantusd.toml"), "--cache-size", "1G", "--log-level", "WARNING"]
         login = ["--auth"] if self._is_locked else []
         return [sys.executable, "-m", "secantus", *address, *config, *login, *self._options]
 

@@ -15,6 +15,8 @@ from pipeline_poc.clock import utc_now
 from pipeline_poc.orchestration.instance import instance_of, prepare_home
 from pipeline_poc_tests.definitions import defs
 
+INGESTING = "ingest_posts_every_ten_minutes"
+
 
 def let_miss(data_dir: Path, schedule: str) -> None:
     """Let a schedule have missed a time while there was no daemon: the next one makes up for it at once."""
@@ -23,7 +25,7 @@ def let_miss(data_dir: Path, schedule: str) -> None:
 
 def stop_ingesting(data_dir: Path) -> None:
     """Let somebody have stopped the schedule of ingestions, for tests that count what they ingest themselves."""
-    _leave(data_dir, "ingest_posts_every_ten_minutes", InstigatorStatus.STOPPED, None)
+    _leave(data_dir, INGESTING, InstigatorStatus.STOPPED, None)
 
 
 def _leave(data_dir: Path, schedule: str, status: InstigatorStatus, since: datetime | None) -> None:

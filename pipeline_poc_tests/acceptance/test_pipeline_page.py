@@ -16,7 +16,7 @@ from pipeline_poc_tests.acceptance.conftest import chromium_in
 from pipeline_poc_tests.acceptance.programs import TIMEOUT_S, Programs
 from pipeline_poc_tests.acceptance.schedules import stop_ingesting
 
-pytestmark = [pytest.mark.acceptance, pytest.mark.xdist_group("page"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.acceptance, pytest.mark.timeout(300)]
 
 STAGES = ("source", "rawStore", "queue", "workers", "relationalStore")
 PLOTS = ("migratedPerS", "backlog", "lagS")

@@ -27,9 +27,6 @@ from pipeline_poc_tests.posts import LONG_AGO, stored
 UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 
 
-pytestmark = pytest.mark.xdist_group("tls")
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An authority with the certificates of a server here and of one elsewhere, and a foreign authority."""

@@ -16,8 +16,6 @@ import yaml
 
 from pipeline_poc_tests.scripts import script
 
-pytestmark = pytest.mark.xdist_group("release")
-
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 VERSION: str = PROJECT["version"]
