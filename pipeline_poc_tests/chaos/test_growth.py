@@ -37,6 +37,7 @@ def move() -> Iterator[Callable[[datetime], None]]:
     clock.shift(timedelta(0))
 
 
+@pytest.mark.slow
 def test_days_of_traffic_leave_nothing(  # noqa: PLR0917 - fixtures are asked for by name
     move: Callable[[datetime], None],
     mongo_url: str,

@@ -1,6 +1,6 @@
 """The fault suite finds what it is there to find: every promise is broken on purpose, and seen to be broken.
 
-All of them take some minutes: `make mutations`. Without it, the first one is tried.
+All of them take some minutes: `make mutations`. `make proofs` tries the first one.
 """
 
 import json
@@ -25,6 +25,7 @@ TRIES = 3
 CHOSEN = MUTATIONS if os.environ.get("MUTATIONS") == "all" else MUTATIONS[:1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutation", CHOSEN, ids=lambda mutation: mutation.name.replace(" ", "_"))
 def test_mutation_is_found(mutation: Mutation, tmp_path: Path, measured: Figures) -> None:
     """The mistake breaks one of the promises that it is expected to break, and the suite says so."""
