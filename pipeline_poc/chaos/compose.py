@@ -152,6 +152,11 @@ class Part:
         return self.folder / f"log.{self.starts}"
 
     @property
+    def pid(self) -> int | None:
+        """Of its first process; None while it is stopped."""
+        return self._process.pid if self._process else None
+
+    @property
     def has_died(self) -> bool:
         """Whether it ended though nobody asked it to."""
         return self._process is not None and self._process.poll() is not None

@@ -20,6 +20,7 @@ class Rehearsal:
         asked_to_wait: Requests that were answered with 503 and Retry-After while a store was restarted.
         without_server_s: How long no web server was ready, in seconds.
         died: Programs that ended though nobody asked them to, and were started again.
+        taken_up: What became of the batch that was in progress on a host as that was cut off; empty where none was.
         schema: What the schema is for the code of this release and of the next one.
         reconciliation: What `pipeline-poc reconcile` found in the end.
         problems: Whatever is not as it should be.
@@ -32,6 +33,7 @@ class Rehearsal:
     asked_to_wait: int = 0
     without_server_s: float = 0.0
     died: list[str] = field(default_factory=list)
+    taken_up: str = ""
     schema: dict[str, str] = field(default_factory=dict)
     reconciliation: dict[str, Any] = field(default_factory=dict)
     duration_s: float = 0.0
@@ -46,6 +48,7 @@ class Rehearsal:
             f"store was restarted; no server was ready for {self.without_server_s:.1f} s\n"
             f"schema for the code of this release: {self.schema.get('this')}, of the next: {self.schema.get('next')}\n"
             f"ended by itself, and was started again: {', '.join(self.died) or 'nothing'}"
+            + (f"\nin progress on the host that was cut off, and taken up: {self.taken_up}" if self.taken_up else "")
         )
 
 

@@ -124,11 +124,13 @@ class Mongo(Server):
     Args:
         options: Further arguments of the server, which win over its usual ones.
         password: Of the user ``pipeline``; None: anybody may do everything.
+        program: SecantusDB's server in Rust, which takes the same options; None: that in Python.
     """
 
-    def __init__(self, *options: str, password: str | None = None) -> None:
+    def __init__(self, *options: str, password: str | None = None, program: Path | None = None) -> None:
         super().__init__()
         self._options = options
+        self._program = [sys.executable, "-m", "secantus"] if program is None else [str(program)]
         self._password = password
         self._is_locked = False
 
@@ -153,7 +155,7 @@ class Mongo(Server):
         address = ["--host", "127.0.0.1", "--port", str(self.port), "--storage-path", str(self.home / "data")]
         config = ["--config", str(self.home / "secantusd.toml"), "--cache-size", "1G", "--log-level", "WARNING"]
         login = ["--auth"] if self._is_locked else []
-        return [sys.executable, "-m", "secantus", *address, *config, *login, *self._options]
+        return [*self._program, *address, *config, *login, *self._options]
 
     def _is_ready(self) -> bool:
         try:
