@@ -129,6 +129,7 @@ def test_every_command_speaks_to_people(served: Programs) -> None:
     assert "Posts stored 100 migrated 100 backlog 0" in said["status"]
 
 
+@pytest.mark.slow
 def test_reconcile_names_every_fault(served: Programs, stores: Stores) -> None:
     """Missing, extra, stale and wrongly flagged posts are named by id, and the exit code is 1."""
     assert served.ask("ingest")["new"] == 100

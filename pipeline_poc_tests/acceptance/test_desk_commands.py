@@ -119,6 +119,7 @@ def test_dead_letters(served: Programs) -> None:
     assert served.ask("reconcile")["migrated"] == 100
 
 
+@pytest.mark.slow
 def test_repair_and_post(served: Programs, stores: Stores) -> None:
     """A fault shows in the post's passport, is repaired by command, and what can't be repaired is left and named."""
     served.ask("ingest")
