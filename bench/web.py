@@ -21,7 +21,7 @@ from bench.source import await_answer
 from pipeline_poc import embedded
 from pipeline_poc.records import content_hash, next_version
 
-PATHS = ("/health/live", "/health", "/data-migration/stats", "/data-ingestion/stats", "/metrics", "/overview")
+PATHS = ("/health/live", "/health", "/data-migration/stats", "/data-ingestion/stats", "/metrics", "/pipeline/overview")
 BULK = 10_000
 FIRST_ID = 1_000_000
 """Below it are the posts that the source serves."""

@@ -160,6 +160,7 @@ def _part(process: psutil.Process) -> str:
         "pipeline_poc webserver": "web server",
         "dagster._daemon": "daemon",
         "api grpc": "code server",
+        "multiprocessing.forkserver": "code server",
         "secantus": "SecantusDB",
         "valkey": "Valkey",
         "pipeline_poc.embedded": "supervisors",

@@ -37,7 +37,7 @@ async def prometheus(request: Request) -> Response:
     return Response(metrics.render(snapshot, context.census.tally, health), media_type=CONTENT_TYPE_PLAIN_1_0_0)
 
 
-@router.get("/overview", tags=["live"], summary="Everything that the status page shows")
+@router.get("/pipeline/overview", tags=["live"], summary="Everything that the status page shows")
 async def overview(request: Request) -> models.Overview:
     """With the recent past: a point each ten seconds, each two while somebody watches."""
     return await _live(request).overview()

@@ -144,6 +144,26 @@ def test_trigger_launches_a_run_and_a_second_one_joins(served: Served) -> None:
     assert served.client.get("/posts/7").json()["row"]["title"] == "changed at the source"
 
 
+def test_a_run_is_forked_and_can_be_terminated(served: Served) -> None:
+    """The code server forks a run off a process of one thread that imported everything; terminating it still works."""
+    served.source.open.clear()
+    hits = served.source.hits
+    run_id = served.client.post("/trigger-ingestion").json()["run"]["runId"]
+    until(lambda: served.source.hits > hits, "the source is asked")
+    (code_server,) = served.programs.processes("dagster", "api", "grpc")
+    (fork_server,) = [child for child in code_server.children() if "multiprocessing.forkserver" in child.cmdline()[-1]]
+    assert len(fork_server.children()) == 1, "the run"
+    assert fork_server.num_threads() == 1, "a fork would lose the others"
+    loaded = {Path(each.path).name.partition(".")[0] for each in fork_server.memory_maps()}
+    assert loaded >= {"_pydantic_core", "_cbson"}
+    ended = served.graphql("mutation ($id: String!) { terminateRun(runId: $id) { __typename } }", id=run_id)
+    assert ended["terminateRun"]["__typename"] == "TerminateRunSuccess"
+    assert served.ended(run_id) == "CANCELED"
+    served.source.open.set()
+    until(lambda: not fork_server.children(), "its process, too")
+    assert served.client.post("/trigger-ingestion", params={"wait": True}).json()["success"], "the next goes well"
+
+
 def test_failing_source(served: Served) -> None:
     """Where the source fails, the result of the run says so in the source's sentence, and statistics keep it."""
     usual, served.source.behaviour = served.source.behaviour, {"status": "404"}

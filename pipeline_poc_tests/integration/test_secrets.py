@@ -214,13 +214,13 @@ def test_no_program_tells_a_secret(dead: Settings) -> None:
 def test_no_endpoint_tells_a_secret(dead: Settings, caplog: pytest.LogCaptureFixture) -> None:
     """Health, metrics, the overview and all other looks tell no secret while everything is away, nor does their log."""
     caplog.set_level(logging.DEBUG)
-    paths = ("/health", "/health/ready", "/metrics", "/overview", "/openapi.json", "/data-ingestion/stats")
+    paths = ("/health", "/health/ready", "/metrics", "/pipeline/overview", "/openapi.json", "/data-ingestion/stats")
     with served(dead, Starlette()) as client:
         for path in (*paths, "/data-migration/stats", "/queue-jobs", "/quarantine", "/session", "/nowhere"):
             answer = client.get(path, headers={"Authorization": f"Bearer {TOKEN}"})
             assert told(f"{answer.headers}{answer.text}") == [], path
         assert "MONGO_URL" in client.get("/health", headers={"Authorization": f"Bearer {TOKEN}"}).text
-        refused = client.get("/overview", headers={"Authorization": f"Bearer {MARK}-wrong"})
+        refused = client.get("/pipeline/overview", headers={"Authorization": f"Bearer {MARK}-wrong"})
         assert refused.status_code == httpx.codes.UNAUTHORIZED
         assert told(f"{refused.headers}{refused.text}") == []
     assert told(caplog.text) == []

@@ -157,7 +157,7 @@ def test_a_code_server_outlives_an_outage(
 ) -> None:
     """A run ends while the storage is away: once that is back, the server that was asked to stop does so."""
     monkeypatch.setattr(code_server, "_PAUSE_S", 0.1)
-    code_server.outlive_outages()
+    code_server.adapt_code_server()
     with DagsterInstance.from_config(str(production_home)) as instance:
         reference = instance.get_ref()
     server: Any = object.__new__(DagsterApiServer)

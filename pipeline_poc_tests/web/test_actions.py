@@ -147,8 +147,8 @@ def test_pause_and_resume(api: httpx.Client, services: Services, settings: Setti
     until(lambda: mode_check(api)["status"] == "warn", "health warns")
     check = mode_check(api)
     assert (check["observedValue"], "maintenance of <MySQL>" in check["output"]) == ("paused", True)
-    until(lambda: api.get("/overview").json()["mode"] == "paused", "the overview shows it")
-    assert api.get("/overview").json()["modeReason"] == "maintenance of <MySQL>"
+    until(lambda: api.get("/pipeline/overview").json()["mode"] == "paused", "the overview shows it")
+    assert api.get("/pipeline/overview").json()["modeReason"] == "maintenance of <MySQL>"
     assert api.get("/data-migration/queue-jobs").json()["counts"]["paused"] is True
     command = [sys.executable, "-m", "pipeline_poc", "worker"]
     with subprocess.Popen(command, env=environment_of(settings), stderr=subprocess.DEVNULL) as worker:

@@ -39,9 +39,9 @@ def test_the_endpoints_of_an_entity(client: httpx.Client) -> None:
     replay = client.post("/entities/comments/data-migration/replay?dryRun=true", json={"all": True}).json()
     assert (replay["selected"], replay["replayed"]) == (100, 0)
     assert "pipeline_rows_written_total 100.0" in client.get("/entities/comments/metrics").text
-    overview = client.get("/entities/comments/overview").json()
+    overview = client.get("/entities/comments/pipeline/overview").json()
     assert (overview["entity"], overview["entities"]) == ("comments", ["posts", "comments"])
-    assert client.get("/overview").json()["entity"] == "posts"
+    assert client.get("/pipeline/overview").json()["entity"] == "posts"
     assert client.get("/entities/comments/health").json()["checks"]["migration:lag"]
     assert "Pipeline" in client.get("/entities/comments/pipeline").text
 

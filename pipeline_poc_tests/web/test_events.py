@@ -73,7 +73,7 @@ def test_changes_arrive(api: httpx.Client, services: Services) -> None:
     times = [sample["at"] for sample in samples]
     assert times == sorted(set(times))
     assert samples[-1]["backlog"] == 20
-    overview = api.get("/overview").json()
+    overview = api.get("/pipeline/overview").json()
     assert [sample["at"] for sample in overview["history"]][-len(times) :] >= times
     assert len(overview["history"]) >= len(samples)
     assert overview["lagS"] > 0
@@ -103,7 +103,7 @@ def test_streams_are_bounded(api: httpx.Client) -> None:
     ):
         for _ in range(100):
             open_.enter_context(events(client))
-        until(lambda: client.get("/overview").status_code == 200, "the page is served all the same")
+        until(lambda: client.get("/pipeline/overview").status_code == 200, "the page is served all the same")
         refused = problem(api.get("/events"), 503)
         assert "100 streams" in refused["detail"]
 

@@ -38,7 +38,7 @@ ENDPOINTS = {
     "GET": (
         "/health /data-ingestion/stats /data-migration/stats /data-migration/queue-jobs /posts/{externalId} /quarantine"
         " /quarantine/items /quarantine/items/{id} /dead-letters /dead-letters/items /dead-letters/items/{id}"
-        " /reconciliation /metrics /events /overview"
+        " /reconciliation /metrics /events /pipeline/overview"
     ),
     "POST": (
         "/data-ingestion/trigger /data-migration/trigger /trigger-ingestion /trigger-migration /data-migration/pause"
@@ -176,7 +176,7 @@ def test_unknown_paths(web: httpx.Client) -> None:
         for method in ("GET", "POST"):
             found = web.request(method, path)
             problem(found, 405 if (method, path) == ("POST", "/pipeline/static/x.js") else 404)
-    for path in ("/", "/runs", "/pipelines", "/healthy", "/assets/raw_posts", "/locations", "/x/health"):
+    for path in ("/", "/runs", "/overview/activity/timeline", "/pipelines", "/healthy", "/assets/raw_posts", "/x/health"):
         page = web.get(path)
         assert page.status_code == 200
         assert "text/html" in page.headers["content-type"]

@@ -30,7 +30,7 @@ READS = (
     "/dead-letters/items",
     "/reconciliation",
     "/metrics",
-    "/overview",
+    "/pipeline/overview",
 )
 ACTIONS: tuple[tuple[str, dict[str, Any] | None], ...] = (
     ("/data-migration/trigger", None),
@@ -104,10 +104,10 @@ def test_no_endpoint_hangs(web: httpx.Client, store: tuple[str, Server], outage:
             assert answer.headers["content-type"] == "application/problem+json", path
             assert int(answer.headers["retry-after"]) > 0
             assert answer.json()["detail"]
-    for path in ("/metrics", "/overview"):
+    for path in ("/metrics", "/pipeline/overview"):
         assert answers[path].status_code == 200
     if store[0] == "mongodb":
-        overview = answers["/overview"].json()
+        overview = answers["/pipeline/overview"].json()
         assert overview["rawStore"]["stored"] is None
         assert (overview["mode"], overview["lagS"], overview["waiting"]["posts"]) == (None, None, None)
     store[1].start()

@@ -239,7 +239,7 @@ def test_hostile_jobs(
     assert [len(text) for text in jobs["huge"]["error"].values()] == [500, 500]
     for name in ("gone", "error-no-object", "meta-no-object", "meta-no-json", "no-data"):
         assert jobs[name]["error"] is None
-    assert api.get("/overview").status_code == 200
+    assert api.get("/pipeline/overview").status_code == 200
     assert api.get("/metrics").status_code == 200
     assert walk(api, "failed", 3)[-1] == "\ufffd\ufffd"
 

@@ -33,7 +33,7 @@ export class Live {
   /** Ask for the overview now. */
   async refresh() {
     try {
-      const answer = await fetch(`${base}/overview`, {
+      const answer = await fetch(`${base}/pipeline/overview`, {
         headers: { Accept: "application/json" },
         signal: AbortSignal.timeout(TIMEOUT_MS),
       });
