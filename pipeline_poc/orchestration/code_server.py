@@ -33,7 +33,7 @@ def _fork_runs(server: Any) -> None:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
     # Goes before the attribute of an instance, which may be there already.
-    server._mp_ctx = property(lambda _: context, lambda _, spawning: None)
+    server._mp_ctx = property(lambda _: context, lambda *_: None)
 
 
 def _outlive_outages(server: Any) -> None:
