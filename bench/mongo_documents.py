@@ -106,6 +106,8 @@ _UPDATES: Mapping[str, Callable[[Any, Any], Any]] = {
     "$setOnInsert": lambda _, value: value,
     "$unset": lambda *_: _MISSING,
     "$inc": lambda before, value: value if before is _MISSING else before + value,
+    "$min": lambda before, value: value if before is _MISSING else min(before, value),
+    "$max": lambda before, value: value if before is _MISSING else max(before, value),
 }
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import bson
 
 from bench.mongo_collection import Collection, DuplicateKeyError
-from bench.mongo_documents import Document, NotSupportedError, aggregate, ordered, project
+from bench.mongo_documents import Document, NotSupportedError, aggregate, matcher, ordered, project
 from pipeline_poc.chaos.servers import Mongo
 
 _HEADER = struct.Struct("<iiii")
@@ -81,6 +81,7 @@ class _Server(socketserver.ThreadingTCPServer):
             "killcursors": self._kill_cursors,
             "createindexes": self._create_indexes,
             "listindexes": self._list_indexes,
+            "listcollections": self._list_collections,
             "drop": lambda database, command: {"dropped": bool(database.pop(command["drop"], None))},
             "dropdatabase": self._drop_database,
             "buildinfo": lambda *_: {"version": "0"},
@@ -217,6 +218,11 @@ class _Server(socketserver.ThreadingTCPServer):
         collection = database.setdefault(command["listIndexes"], Collection())
         specifications = [{"v": 2, "key": {"_id": 1}, "name": "_id_"}, *collection.specifications]
         return self._page(f"{command['$db']}.{command['listIndexes']}", specifications, _BATCH, True)
+
+    def _list_collections(self, database: dict[str, Collection], command: Document) -> Document:
+        is_wanted = matcher(command.get("filter", {}))
+        known = [{"name": name, "type": "collection", "options": {}} for name in database]
+        return self._page(f"{command['$db']}.$cmd.listCollections", [*filter(is_wanted, known)], _BATCH, True)
 
 
 def _duplicate(index: int, error: DuplicateKeyError) -> Document:

@@ -84,7 +84,7 @@ class MigrationResult:
             "attempts": self.attempts,
             "lag_s": round(self.lag_s, 3),
             "duration_s": round(self.duration_s, 3),
-            "posts_per_s": round(self.migrated / self.duration_s, 1) if self.duration_s else 0.0,
+            "records_per_s": round(self.migrated / self.duration_s, 1) if self.duration_s else 0.0,
         }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, islice
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from bson import Int64
 from pymongo import ASCENDING, DESCENDING, InsertOne, UpdateOne
@@ -98,8 +98,7 @@ class Counts:
     quarantined: int
 
 
-@dataclass(frozen=True, slots=True)
-class PostState:
+class PostState(NamedTuple):
     """A post as reconciliation sees it.
 
     Attributes:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 from json.encoder import encode_basestring
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
@@ -186,16 +186,14 @@ class Entity:
         return frozenset(self.stored_as)
 
 
-@dataclass(frozen=True, slots=True)
-class StoredVersion:
+class StoredVersion(NamedTuple):
     """What tells versions of a record apart; both are None in documents of the replaced service."""
 
     content_hash: str | None
     version: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class HashedRecord:
+class HashedRecord(NamedTuple):
     """A record with its content hash."""
 
     record: Record
@@ -217,8 +215,7 @@ class HashedRecord:
         return stored is not None and stored.content_hash == self.content_hash
 
 
-@dataclass(frozen=True, slots=True)
-class StoredRecord:
+class StoredRecord(NamedTuple):
     """A version of a record as the raw store holds it, with what migrating it needs.
 
     Attributes:

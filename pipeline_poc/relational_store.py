@@ -14,10 +14,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import sqlalchemy as sa
 from sqlalchemy.engine import make_url
@@ -49,8 +48,7 @@ _ROWS = 1000
 """Rows in one statement and transaction; more gain nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowState:
+class RowState(NamedTuple):
     """A row as reconciliation sees it; the hash is that of the values it holds now."""
 
     external_id: int

@@ -29,21 +29,21 @@ from pipeline_poc.records import Entity
 from pipeline_poc.services import Services
 
 _OF_RAW = {
-    "last_ingestion": "An ingestion went well within SOURCE_WARN_S, none has failed since, and it found posts there.",
+    "last_ingestion": "An ingestion went well within SOURCE_WARN_S, none has failed since, and it found records there.",
     "quarantine_rate": f"At most {findings.SHARE_WARN:.0%} of the records are bad, in the last answer as in all.",
-    "source_schema": "The last answer had no fields that a post does not have, and none of a post's has vanished.",
+    "source_schema": "The last answer had no field that the model does not have, and none of the model's has vanished.",
     "unique_ids": "No id has two documents, and the unique index is there, which forbids it.",
     "documents_fit": "A sample of the documents has the shape that MongoDB was told, but for those in quarantine.",
 }
 _OF_ROWS = {
-    "lag": "No post waits longer than LAG_WARN_S; far longer is an error.",
+    "lag": "No record waits longer than LAG_WARN_S; far longer is an error.",
     "dead_letters": "No batch waits for a person.",
-    "nothing_is_stuck": "Every batch in progress gives signs of life, and every post that waits is in a batch.",
+    "nothing_is_stuck": "Every batch in progress gives signs of life, and every record that waits is in a batch.",
     "conservation": "stored = migrated + backlog + quarantined, and migrated ≤ rows ≤ stored: nothing is lost.",
-    "content_matches": "Posts and rows agree by content hash, in a sample or, by the step's config, in all of them.",
+    "content_matches": "Documents and rows agree by content hash, in a sample or, by the config, in all of them.",
     "no_stale_rows": "No row is older than the version that is flagged migrated, in the same sample.",
 }
-# Two documents with one id would overwrite each other's row. Nothing else that may be wrong with posts is a reason to
+# Two documents with one id would overwrite each other's row. Nothing else that may be wrong with records is a reason to
 # hold the others up: the migration puts a bad one aside by itself, and what comes late comes no earlier for waiting.
 _BLOCKING = {"unique_ids"}
 
@@ -58,7 +58,7 @@ class Comparison(Config):
     """How much of both stores is compared."""
 
     compare: Literal["sample", "all"] = Field(
-        default="sample", description="`all` streams every post and row, and keeps the outcome for the pipeline's page."
+        default="sample", description="`all` streams every document and row, and keeps the outcome for the status page."
     )
     sample_size: int = Field(default=findings.SAMPLE, ge=1, description="About so many ids, spread over all of them.")
 

@@ -57,12 +57,12 @@ def last_ingestion(services: Services, last: Document) -> Finding:
         numbers["last_error"] = last.get("lastError")
         wrong.append(f"{errors} failed since")
     if served_nothing:
-        wrong.append("the source served nothing, though posts of it are stored")
+        wrong.append("the source served nothing, though records of it are stored")
     return Finding(wrong, numbers)
 
 
 def quarantine_rate(services: Services, last: Document) -> Finding:
-    """How much of what the source serves is no post."""
+    """How much of what the source serves is no valid record."""
     answer = last.get("lastAnswer")
     if answer is None:
         return Finding([_UNSEEN], {})
@@ -87,7 +87,7 @@ def quarantine_rate(services: Services, last: Document) -> Finding:
 
 
 def source_schema(last: Document) -> Finding:
-    """Whether the source has other fields than a post."""
+    """Whether the source has other fields than the model."""
     answer = last.get("lastAnswer")
     if answer is None:
         return Finding([_UNSEEN], {})
@@ -98,7 +98,7 @@ def source_schema(last: Document) -> Finding:
     vanished = [name for name, records in missing.items() if _share(records, served) > SHARE_WARN]
     wrong = []
     if unknown:
-        wrong.append(f"fields that a post does not have: {_few(sorted(unknown))}")
+        wrong.append(f"fields that the model does not have: {_few(sorted(unknown))}")
     if vanished:
         wrong.append(f"fields that have vanished: {_few(sorted(vanished))}")
     numbers = {
@@ -135,13 +135,13 @@ def documents_fit(services: Services) -> Finding:
 
 
 def lag(services: Services) -> Finding:
-    """The age of the oldest post that is not migrated."""
+    """The age of the oldest record that is not migrated."""
     limit_s = services.settings.lag_warn_s
     backlog, mode = services.ledger.backlog(), services.control().mode
     lag_s = backlog.lag_s(utc_now())
     wrong = []
     if lag_s > limit_s:
-        wrong.append(f"a post waits longer than {limit_s:g} s")
+        wrong.append(f"a record waits longer than {limit_s:g} s")
         if mode != "running":
             wrong.append(f"the migration is {mode}")
     numbers = {
@@ -164,14 +164,14 @@ def dead_letters(services: Services) -> Finding:
     reasons = {group.reason: group.batches for group in groups[:_SHOWN]}
     numbers = {
         "dead_letters": batches,
-        "posts": sum(group.posts for group in groups),
+        "records": sum(group.posts for group in groups),
         "reasons": MetadataValue.json(reasons),
     }
     return Finding(wrong, numbers)
 
 
 def nothing_is_stuck(services: Services) -> Finding:
-    """Which batches have lost their worker, run or ingestion unnoticed by a tick, and how many posts their batch."""
+    """Which batches have lost their worker, run or ingestion unnoticed by a tick, and how many records their batch."""
     silent, filling = _silent(services), _never_sealed(services)
     forgotten = _forgotten(services)
     wrong = []
@@ -180,18 +180,18 @@ def nothing_is_stuck(services: Services) -> Finding:
     if filling:
         wrong.append(f"{len(filling)} batches were never completed: the sensor's next tick takes them over")
     if forgotten:
-        wrong.append(f"{forgotten} posts wait in no batch of the ledger: `pipeline-poc repair` puts them back")
+        wrong.append(f"{forgotten} records wait in no batch of the ledger: `pipeline-poc repair` puts them back")
     numbers = {
         "silent": len(silent),
         "never_completed": len(filling),
-        "forgotten_posts": forgotten,
+        "forgotten_records": forgotten,
         "batches": MetadataValue.json([batch.id for batch in (silent + filling)[:_SHOWN]]),
     }
     return Finding(wrong, numbers, ERROR if forgotten else WARN)
 
 
 def conservation(services: Services) -> Finding:
-    """Whether each post and each row is accounted for."""
+    """Whether each record and each row is accounted for."""
     # In this order nothing looks wrong that only moves meanwhile: a flag comes after its row, a row after its post.
     rows_before = services.relational_store.count()
     counts = services.raw_store.counts()
@@ -199,11 +199,11 @@ def conservation(services: Services) -> Finding:
     accounted = counts.migrated + counts.backlog + counts.quarantined
     wrong = []
     if counts.stored != accounted:
-        wrong.append(f"{counts.stored:,} posts are stored, but {accounted:,} are migrated, wait or are quarantined")
+        wrong.append(f"{counts.stored:,} records are stored, but {accounted:,} are migrated, wait or are quarantined")
     if counts.migrated > rows:
-        wrong.append(f"{counts.migrated - rows:,} posts are flagged migrated and have no row")
+        wrong.append(f"{counts.migrated - rows:,} records are flagged migrated and have no row")
     if rows_before > counts.stored:
-        wrong.append(f"{rows_before - counts.stored:,} rows have no post")
+        wrong.append(f"{rows_before - counts.stored:,} rows have no document")
     if wrong:
         wrong.append("`pipeline-poc reconcile` finds which, `pipeline-poc repair` mends them")
     numbers = {
@@ -217,13 +217,13 @@ def conservation(services: Services) -> Finding:
 
 
 def content_matches(services: Services, compared: Reconciliation) -> Finding:
-    """Which posts and rows of a comparison disagree."""
+    """Which documents and rows of a comparison disagree."""
     found = {fault: ids for fault, ids in compared.faults.items() if ids}
     wrong = [f"{len(ids):,} {fault}, such as {_few(ids)}" for fault, ids in found.items()]
     if wrong:
         wrong.append("`pipeline-poc repair` mends them")
     numbers: dict[str, Any] = {name: value for name, value in compared.summary().items() if name not in _EQUATION}
-    numbers |= {"posts_compared": compared.stored, "rows_compared": compared.rows}
+    numbers |= {"documents_compared": compared.stored, "rows_compared": compared.rows}
     first = [external_id for ids in found.values() for external_id in ids]
     shown: dict[str, list[int]] = {fault: ids[:_SHOWN] for fault, ids in found.items()}
     numbers |= _ids(services, first) | ({"ids": MetadataValue.json(shown)} if shown else {})
@@ -240,7 +240,8 @@ def no_stale_rows(services: Services, compared: Reconciliation) -> Finding:
     if stale:
         such = f"{len(stale):,} rows are older than what is flagged migrated, such as {_few(stale)}"
         wrong.append(f"{such}: `pipeline-poc replay` migrates them again")
-    return Finding(wrong, {"stale_rows": len(stale), "posts_compared": compared.stored} | _ids(services, stale), ERROR)
+    numbers = {"stale_rows": len(stale), "documents_compared": compared.stored}
+    return Finding(wrong, numbers | _ids(services, stale), ERROR)
 
 
 def _silent(services: Services) -> list[Batch]:
@@ -260,7 +261,7 @@ def _never_sealed(services: Services) -> list[Batch]:
 
 
 def _forgotten(services: Services) -> int:
-    """Count the posts that wait, though nobody knows of any work; the count takes time, and is made only then."""
+    """Count the records that wait, though nobody knows of any work; the count takes time, and is made only then."""
     if services.ledger.waiting_ids():
         return 0
     waiting = services.raw_store.counts().backlog

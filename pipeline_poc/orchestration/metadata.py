@@ -207,7 +207,7 @@ def observation(entity: Entity, result: IngestionResult, url: str) -> AssetObser
 def ingestion_metadata(entity: Entity, result: IngestionResult) -> dict[str, Any]:
     """Return an ingestion's numbers, plottable over time, and what it put aside."""
     numbers = result.summary()
-    numbers["posts_per_s"] = round(result.fetched / result.duration_s, 1) if result.duration_s else 0.0
+    numbers["records_per_s"] = round(result.fetched / result.duration_s, 1) if result.duration_s else 0.0
     numbers["dagster/column_lineage"] = raw_lineage(entity)
     if result.reasons:
         numbers["quarantine_reasons"] = MetadataValue.json(dict(result.reasons))

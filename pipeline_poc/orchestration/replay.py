@@ -1,4 +1,4 @@
-"""The jobs that an operator launches: posts are migrated again, or repaired."""
+"""The jobs that an operator launches: records are migrated again, or repaired."""
 
 from datetime import datetime
 
@@ -17,19 +17,19 @@ _SHOWN = 100
 
 
 class ReplayConfig(Config):
-    """Which posts to migrate again: exactly one of ids, a range, a time of change, or everything."""
+    """Which records to migrate again: exactly one of ids, a range, a time of change, or everything."""
 
-    ids: list[int] | None = Field(None, description="Ids of posts, such as [7, 42].")
+    ids: list[int] | None = Field(None, description="Ids of records, such as [7, 42].")
     from_id: int | None = Field(None, description="Lowest id of a range; it may have one end only.")
     to_id: int | None = Field(None, description="Highest id of a range.")
     changed_since: str | None = Field(
-        None, description="Posts whose content came then or later, such as 2026-01-31T09:30:00Z."
+        None, description="Records whose content came then or later, such as 2026-01-31T09:30:00Z."
     )
-    everything: bool = Field(False, description="All posts that are migrated.")
-    dry_run: bool = Field(True, description="Only count; if nothing is selected, all posts. Set it to false to act.")
+    everything: bool = Field(False, description="All records that are migrated.")
+    dry_run: bool = Field(True, description="Only count; if nothing is selected, all. Set it to false to act.")
 
     def selection(self) -> PostSelection:
-        """Return the posts that are meant.
+        """Return the records that are meant.
 
         Raises:
             SelectionError: That is not clear.

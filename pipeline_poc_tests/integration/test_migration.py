@@ -422,7 +422,7 @@ def test_batches_that_open_meanwhile(services: Services, monkeypatch: pytest.Mon
 def test_a_result_says_its_numbers() -> None:
     """Numbers of several batches add up; of attempts and lag the worst counts; none divides by zero."""
     total = MigrationResult()
-    assert total.summary()["posts_per_s"] == 0.0
+    assert total.summary()["records_per_s"] == 0.0
     total.add(MigrationResult(batches=1, migrated=10, quarantined=1, attempts=3, lag_s=1.0, duration_s=1.0))
     total.add(MigrationResult(batches=1, migrated=20, attempts=1, lag_s=5.0, duration_s=2.0))
     assert total.summary() == {
@@ -432,5 +432,5 @@ def test_a_result_says_its_numbers() -> None:
         "attempts": 3,
         "lag_s": 5.0,
         "duration_s": 3.0,
-        "posts_per_s": 10.0,
+        "records_per_s": 10.0,
     }

@@ -48,7 +48,7 @@ def test_ingest_then_migrate(pipeline: Services, instance: DagsterInstance) -> N
         "quarantined": 0,
     }
     assert (shown["dagster/row_count"], shown["backlog"], shown["batches"]) == (100, 100, 10)
-    assert shown["posts_per_s"] > 0
+    assert shown["records_per_s"] > 0
     shown = metadata(run("migrate_posts", instance), "migrated_posts")
     assert {name: shown[name] for name in ("migrated", "quarantined", "batches", "attempts")} == {
         "migrated": 100,
@@ -57,7 +57,7 @@ def test_ingest_then_migrate(pipeline: Services, instance: DagsterInstance) -> N
         "attempts": 1,
     }
     assert shown["dagster/row_count"] == 100
-    assert {"lag_s", "duration_s", "posts_per_s"} <= set(shown)
+    assert {"lag_s", "duration_s", "records_per_s"} <= set(shown)
     reconciliation = pipeline.reconcile()
     assert (reconciliation.ok, reconciliation.migrated) == (True, 100)
 
@@ -114,7 +114,7 @@ def test_again(pipeline: Services, instance: DagsterInstance) -> None:
     shown = metadata(run("ingest_posts", instance), "raw_posts")
     assert (shown["not_modified"], shown["fetched"], shown["batches"], shown["backlog"]) == (True, 0, 0, 0)
     shown = metadata(run("migrate_posts", instance), "migrated_posts")
-    assert (shown["migrated"], shown["batches"], shown["posts_per_s"]) == (0, 0, 0.0)
+    assert (shown["migrated"], shown["batches"], shown["records_per_s"]) == (0, 0, 0.0)
 
 
 def test_bad_records_are_shown(pipeline: Services, stand_in: StandIn, instance: DagsterInstance) -> None:

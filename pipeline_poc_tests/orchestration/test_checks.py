@@ -94,7 +94,7 @@ def test_all_is_well(pipeline: Services, check: Check) -> None:
         "quarantined": 0,
         "rows": 100,
     }
-    assert numbers(found["content_matches"])["posts_compared"] == 100
+    assert numbers(found["content_matches"])["documents_compared"] == 100
     assert numbers(found["documents_fit"])["ids_looked_at"] == 100
 
 
@@ -125,9 +125,9 @@ def test_how_much_is_compared(pipeline: Services, check: Check) -> None:
     pipeline.ingest()
     pipeline.migrate()
     found = numbers(check(sample_size=10)["content_matches"])
-    assert (found["posts_compared"], found["rows_compared"]) == (10, 10)
+    assert (found["documents_compared"], found["rows_compared"]) == (10, 10)
     assert pipeline.last_reconciliation().state == "none"
-    assert numbers(check(compare="all", sample_size=10)["content_matches"])["posts_compared"] == 100
+    assert numbers(check(compare="all", sample_size=10)["content_matches"])["documents_compared"] == 100
     assert (pipeline.last_reconciliation().summary or {})["stored"] == 100
 
 
@@ -144,7 +144,7 @@ def test_stores_that_disagree(pipeline: Services, check: Check, sql: Engine) -> 
             connection.execute(text(statement))
     found = check()
     assert failing(found) == dict.fromkeys(("conservation", "content_matches", "no_stale_rows"), ERROR)
-    assert str(found["conservation"].description).startswith("2 posts are flagged migrated and have no row; ")
+    assert str(found["conservation"].description).startswith("2 records are flagged migrated and have no row; ")
     assert str(found["content_matches"].description).startswith("2 missing, such as 7, 70; 1 stale, such as 8; ")
     shown = numbers(found["content_matches"])
     assert (shown["ids"], shown["passport"]) == ({"missing": [7, 70], "stale": [8]}, "/posts/7")
@@ -160,7 +160,7 @@ def test_stores_that_disagree(pipeline: Services, check: Check, sql: Engine) -> 
         wanted = f"SELECT 2000 + externalId, {copied} FROM migrated_posts WHERE externalId < 3"
         connection.execute(text(f"INSERT INTO migrated_posts (externalId, {copied}) {wanted}"))
     found = check()
-    assert str(found["conservation"].description).startswith("2 rows have no post; ")
+    assert str(found["conservation"].description).startswith("2 rows have no document; ")
     assert failing(found) == dict.fromkeys(("conservation", "content_matches"), ERROR)
 
 
@@ -210,7 +210,7 @@ def test_a_source_that_changes(pipeline: Services, check: Check, stand_in: Stand
         found = check()
         assert failing(found) == {"quarantine_rate": WARN, "source_schema": WARN}
         assert str(found["source_schema"].description) == (
-            "fields that a post does not have: $a.b\\ud800; fields that have vanished: title"
+            "fields that the model does not have: $a.b\\ud800; fields that have vanished: title"
         )
         shown = numbers(found["source_schema"])
         assert (shown["unknown_fields"], shown["missing_fields"]) == ({"$a.b\\ud800": 20}, {"title": 20})
@@ -238,7 +238,7 @@ def test_lag(
     move_clock(lag_s)
     lag = check()["lag"]
     assert (lag.passed, lag.severity) == (False, severity)
-    assert lag.description == "a post waits longer than 900 s; the migration is paused"
+    assert lag.description == "a record waits longer than 900 s; the migration is paused"
     assert float(str(numbers(lag)["lag_s"])) >= lag_s
 
 
@@ -267,7 +267,7 @@ def test_a_source_that_serves_nothing(pipeline: Services, instance: DagsterInsta
     result = defs.resolve_job_def("ingest_posts").execute_in_process(instance=instance)
     [evaluation] = [each for each in result.get_asset_check_evaluations() if each.check_name == "last_ingestion"]
     assert (evaluation.passed, evaluation.severity) == (False, WARN)
-    assert evaluation.description == "the source served nothing, though posts of it are stored"
+    assert evaluation.description == "the source served nothing, though records of it are stored"
     [materialization] = result.asset_materializations_for_node("raw_posts")
     assert materialization.metadata["served_nothing"].value is True
     assert pipeline.raw_store.counts().stored == 100
@@ -281,7 +281,7 @@ def test_dead_letters(pipeline: Services, check: Check) -> None:
     pipeline.migrate()
     found = check()
     assert failing(found) == {"dead_letters": WARN}
-    assert numbers(found["dead_letters"]) == {"dead_letters": 2, "posts": 20, "reasons": {"ValueError": 2}}
+    assert numbers(found["dead_letters"]) == {"dead_letters": 2, "records": 20, "reasons": {"ValueError": 2}}
 
 
 def test_silent_batches(
@@ -315,7 +315,7 @@ def test_forgotten_posts(pipeline: Services, check: Check, database: Database[di
     database["batches"].delete_many({})
     found = check()
     assert failing(found) == {"nothing_is_stuck": ERROR, "content_matches": ERROR}
-    assert numbers(found["nothing_is_stuck"])["forgotten_posts"] == 100
+    assert numbers(found["nothing_is_stuck"])["forgotten_records"] == 100
     pipeline.repair()
     pipeline.adopt()
     pipeline.migrate()

@@ -39,7 +39,7 @@ def test_results_are_added_up(dagster_home: Path) -> None:
         reporter.add(MigrationResult())
     [report] = reports()
     assert (report["migrated"], report["batches"], report["lag_s"], report["duration_s"]) == (6, 3, 3.0, 3.0)
-    assert {"attempts", "quarantined", "posts_per_s", "dagster/column_lineage"} <= set(report)
+    assert {"attempts", "quarantined", "records_per_s", "dagster/column_lineage"} <= set(report)
 
 
 def test_reports_come_now_and_then(dagster_home: Path) -> None:
