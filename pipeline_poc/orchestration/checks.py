@@ -22,7 +22,7 @@ from pydantic import Field
 
 from pipeline_poc.orchestration import findings
 from pipeline_poc.orchestration.assets import Assets
-from pipeline_poc.orchestration.findings import Finding
+from pipeline_poc.orchestration.findings import Census, Finding, take_census
 from pipeline_poc.orchestration.metadata import confirmation, raw_asset
 from pipeline_poc.reconciliation import Reconciliation
 from pipeline_poc.records import Entity
@@ -94,20 +94,25 @@ def checks_of(entity: Entity, assets: Assets) -> list[AssetChecksDefinition]:
 
         @cache
         def compared() -> Reconciliation:
-            if config.compare == "sample":
+            # Of all, too, where a sample is bad or the last one of all was: it is kept for the pipeline's page, metrics
+            # and alerts, which would show long what has been repaired since.
+            if config.compare == "sample" and (of.last_reconciliation().summary or {}).get("ok", True):
                 sample = of.reconcile_sample(config.sample_size)
                 if sample.ok and not sample.outdated:
                     return sample
-            # Of all, also where a sample was bad: what is found is kept for the pipeline's page and metrics.
             return of.reconcile()
+
+        @cache
+        def counted() -> Census:
+            return take_census(of)
 
         yield from _selected(
             context,
             {
                 "lag": lambda: findings.lag(of),
                 "dead_letters": lambda: findings.dead_letters(of),
-                "nothing_is_stuck": lambda: findings.nothing_is_stuck(of),
-                "conservation": lambda: findings.conservation(of),
+                "nothing_is_stuck": lambda: findings.nothing_is_stuck(of, counted()),
+                "conservation": lambda: findings.conservation(counted()),
                 "content_matches": lambda: findings.content_matches(of, compared()),
                 "no_stale_rows": lambda: findings.no_stale_rows(of, compared()),
             },

@@ -9,6 +9,7 @@ from pipeline_poc.clock import utc_now
 from pipeline_poc.counters import number
 from pipeline_poc.ledger import Batch
 from pipeline_poc.mongo import Document
+from pipeline_poc.raw_store import Counts
 from pipeline_poc.reconciliation import Reconciliation, spread
 from pipeline_poc.services import Services
 
@@ -170,10 +171,34 @@ def dead_letters(services: Services) -> Finding:
     return Finding(wrong, numbers)
 
 
-def nothing_is_stuck(services: Services) -> Finding:
+class Census(NamedTuple):
+    """How many there are of everything, counted in an order in which nothing looks wrong that only moves meanwhile.
+
+    Attributes:
+        rows_before: Counted before the documents; `rows` after them.
+        is_idle: Nobody knew of any work, neither before nor after the count.
+    """
+
+    rows_before: int
+    counts: Counts
+    rows: int
+    is_idle: bool
+
+
+def take_census(services: Services) -> Census:
+    """Count documents and rows, which takes time."""
+    # A flag comes after its row, a row after its document.
+    was_idle = not services.ledger.waiting_ids()
+    rows_before = services.relational_store.count()
+    counts = services.raw_store.counts()
+    rows = services.relational_store.count()
+    return Census(rows_before, counts, rows, was_idle and not services.ledger.waiting_ids())
+
+
+def nothing_is_stuck(services: Services, census: Census) -> Finding:
     """Which batches have lost their worker, run or ingestion unnoticed by a tick, and how many records their batch."""
     silent, filling = _silent(services), _never_sealed(services)
-    forgotten = _forgotten(services)
+    forgotten = census.counts.backlog if census.is_idle else 0
     wrong = []
     if silent:
         wrong.append(f"{len(silent)} batches give no sign of life: the sensor's next tick frees them")
@@ -190,20 +215,17 @@ def nothing_is_stuck(services: Services) -> Finding:
     return Finding(wrong, numbers, ERROR if forgotten else WARN)
 
 
-def conservation(services: Services) -> Finding:
+def conservation(census: Census) -> Finding:
     """Whether each record and each row is accounted for."""
-    # In this order nothing looks wrong that only moves meanwhile: a flag comes after its row, a row after its post.
-    rows_before = services.relational_store.count()
-    counts = services.raw_store.counts()
-    rows = services.relational_store.count()
+    counts, rows = census.counts, census.rows
     accounted = counts.migrated + counts.backlog + counts.quarantined
     wrong = []
     if counts.stored != accounted:
         wrong.append(f"{counts.stored:,} records are stored, but {accounted:,} are migrated, wait or are quarantined")
     if counts.migrated > rows:
         wrong.append(f"{counts.migrated - rows:,} records are flagged migrated and have no row")
-    if rows_before > counts.stored:
-        wrong.append(f"{rows_before - counts.stored:,} rows have no document")
+    if census.rows_before > counts.stored:
+        wrong.append(f"{census.rows_before - counts.stored:,} rows have no document")
     if wrong:
         wrong.append("`pipeline-poc reconcile` finds which, `pipeline-poc repair` mends them")
     numbers = {
@@ -258,14 +280,6 @@ def _never_sealed(services: Services) -> list[Batch]:
     now, limit_s = utc_now(), services.settings.filling_timeout_s
     filling = services.ledger.batches("filling")
     return [batch for batch in filling if abs((now - batch.created_at).total_seconds()) > limit_s]
-
-
-def _forgotten(services: Services) -> int:
-    """Count the records that wait, though nobody knows of any work; the count takes time, and is made only then."""
-    if services.ledger.waiting_ids():
-        return 0
-    waiting = services.raw_store.counts().backlog
-    return 0 if services.ledger.waiting_ids() else waiting
 
 
 def _share(part: float, whole: float) -> float:
