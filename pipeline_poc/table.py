@@ -6,7 +6,6 @@ from functools import lru_cache
 from typing import Any
 
 import sqlalchemy as sa
-from pymysql.converters import escape_string
 from sqlalchemy.dialects import mysql, sqlite
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -146,6 +145,8 @@ class Upsert:
 
         Somebody else may have changed a document; what becomes of its types is for the driver to say.
         """
+        from pymysql.converters import escape_string  # noqa: PLC0415 - SQLite needs no driver of MySQL
+
         columns: list[Iterable[Any]] = [*zip(*rows, strict=True)]
         try:
             for place in self._texts:

@@ -12,7 +12,7 @@ logger = logging.getLogger(__name__)
 
 _PAUSE_S = 2.0
 """Before the next attempt."""
-_IMPORTED = ["dagster._grpc.impl", "pipeline_poc.definitions"]
+_IMPORTED = ["dagster._grpc.impl", "pipeline_poc.definitions", "pymysql"]
 """What a run imports."""
 
 
