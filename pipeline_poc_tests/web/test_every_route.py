@@ -176,7 +176,16 @@ def test_unknown_paths(web: httpx.Client) -> None:
         for method in ("GET", "POST"):
             found = web.request(method, path)
             problem(found, 405 if (method, path) == ("POST", "/pipeline/static/x.js") else 404)
-    for path in ("/", "/runs", "/overview/activity/timeline", "/pipelines", "/healthy", "/locations", "/x/health"):
+    for path in (
+        "/",
+        "/runs",
+        "/overview/activity/timeline",
+        "/pipelines",
+        "/healthy",
+        "/assets/raw_posts",
+        "/locations",
+        "/x/health",
+    ):
         page = web.get(path)
         assert page.status_code == 200
         assert "text/html" in page.headers["content-type"]
